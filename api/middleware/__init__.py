@@ -1,0 +1,1 @@
+"""The outer ASGI layers: request context and error boundary."""

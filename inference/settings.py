@@ -1,0 +1,51 @@
+"""The settings of the section `LENSGATE_INFERENCE__`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class InferenceSettings(BaseModel):
+    """Which model is served, on what, and the bounds on pictures, batches and waiting."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(
+        default="resnet50",
+        pattern=r"^[a-z0-9_]+$",
+        description="Any image classifier of torchvision by name (resnet50, vit_b_16, efficientnet_b3, ...), or efficientnet_lite0.",
+    )
+    weights: str = Field(
+        default="DEFAULT",
+        min_length=1,
+        description="DEFAULT, a torchvision weights name such as IMAGENET1K_V2, a local .pth or .safetensors file, or package:efficientnet_lite0.",
+    )
+    card: str | None = Field(
+        default=None,
+        description="For a local weights file: the torchvision weights name whose preprocessing it was trained with (the model's DEFAULT when unset).",
+    )
+    labels: Path | None = Field(
+        default=None,
+        description="A text file with one label a line, in class order. Its length is the class count of a local weights file.",
+    )
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="auto (CUDA where there is a GPU, else the CPU), cpu, cuda, or cuda:N.",
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto",
+        description="auto picks bf16 where the device is fast at it, else fp32.",
+    )
+    max_batch: int = Field(default=8, ge=1, le=256, description="The most pictures in one forward pass.")
+    queue_size: int = Field(default=256, ge=1, le=65536, description="The most pictures waiting in one engine; one more is answered 503.")
+    deadline_s: float = Field(default=10.0, gt=0, le=300, description="Seconds from the end of decoding to the labels; later is answered 504.")
+    max_pixels: int = Field(
+        default=50_000_000,
+        ge=1,
+        le=500_000_000,
+        description="The most pixels (width x height) that a picture's header may promise; more is answered 413.",
+    )

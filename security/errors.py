@@ -1,0 +1,61 @@
+"""What the gate refuses, and why. No HTTP status lives here: `api/errors.py` holds the one table.
+
+`str(error)` is safe to show to the caller: it never holds a secret, a token or anything else that the caller sent.
+"""
+
+
+class SecurityError(Exception):
+    """The root of everything this package raises on purpose."""
+
+
+class MissingToken(SecurityError):
+    """The request carries no credentials at all (RFC 6750 section 3: the challenge then has no error code)."""
+
+    def __init__(self, message: str = "This resource needs a bearer token.") -> None:
+        super().__init__(message)
+
+
+class InvalidToken(SecurityError):
+    """The token is malformed, forged, expired, revoked or not meant for us. `cause` is for logs and metrics: a fixed word."""
+
+    def __init__(self, cause: str = "malformed") -> None:
+        super().__init__("The access token is not valid.")
+        self.cause = cause
+
+
+class InsufficientScope(SecurityError):
+    """The token is good but lacks the scope `required`."""
+
+    def __init__(self, required: str) -> None:
+        super().__init__("The access token lacks a scope that this resource needs.")
+        self.required = required
+
+
+class BodyTooLarge(SecurityError):
+    """The request's body is larger than the limit, by its own declaration or by count."""
+
+    def __init__(self, message: str = "The request body is too large.") -> None:
+        super().__init__(message)
+
+
+class OAuthError(SecurityError):
+    """A refusal of the token endpoint, in the words of RFC 6749 section 5.2.
+
+    Args:
+        code: `invalid_request`, `invalid_client`, `invalid_grant`, `unauthorized_client`, `unsupported_grant_type` or `invalid_scope`.
+        description: one public sentence.
+        basic_challenge: True when the client tried HTTP Basic, so that a 401 must carry a Basic challenge.
+    """
+
+    def __init__(self, code: str, description: str, *, basic_challenge: bool = False) -> None:
+        super().__init__(description)
+        self.code = code
+        self.basic_challenge = basic_challenge
+
+
+class RegistryError(SecurityError):
+    """The client registry cannot do what was asked (no such client, a name already taken); the message is for the operator."""
+
+
+class KeysError(SecurityError):
+    """The keys folder cannot be used as it is; the message is for the operator and says what to do."""

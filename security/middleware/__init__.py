@@ -1,0 +1,1 @@
+"""Plain ASGI layers. `api/app.py` stacks them; each raises this package's errors and answers nothing itself."""

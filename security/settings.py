@@ -1,0 +1,33 @@
+"""The settings of the section `LENSGATE_SECURITY__`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+
+class SecuritySettings(BaseModel):
+    """Tokens, keys and the client registry."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    issuer: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^\s?#]+$",
+        description="The `iss` of our tokens: the URL at which clients reach this service (RFC 8414). Unset: made from host and port.",
+    )
+    audience: str = Field(default="lensgate", min_length=1, max_length=255, description="The `aud` that a token must carry.")
+    token_ttl_s: int = Field(default=600, ge=30, le=86_400, description="How long an access token lives, in seconds.")
+    clock_skew_s: int = Field(default=30, ge=0, le=300, description="How far another clock may be ahead of ours, in seconds.")
+    keys_dir: Path = Field(default=Path("keys"), description="The folder of signing keys, one PEM file each.")
+    database_url: SecretStr = Field(
+        default=SecretStr("sqlite+aiosqlite:///lensgate.db"),
+        description="The client registry: a SQLAlchemy async URL (sqlite+aiosqlite:///..., postgresql+asyncpg://...).",
+    )
+    poll_s: float = Field(
+        default=2.0,
+        ge=0.1,
+        le=60,
+        description="How often keys, disabled clients and revocations are read again: the staleness of a refusal, in seconds.",
+    )
