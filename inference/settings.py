@@ -21,11 +21,15 @@ class InferenceSettings(BaseModel):
     weights: str = Field(
         default="DEFAULT",
         min_length=1,
-        description="DEFAULT, a torchvision weights name such as IMAGENET1K_V2, a local .pth or .safetensors file, or package:efficientnet_lite0.",
+        description=(
+            "DEFAULT, a torchvision weights name such as IMAGENET1K_V2, a local .pth or .safetensors file, or package:efficientnet_lite0."
+        ),
     )
     card: str | None = Field(
         default=None,
-        description="For a local weights file: the torchvision weights name whose preprocessing it was trained with (the model's DEFAULT when unset).",
+        description=(
+            "For a local weights file: the torchvision weights name whose preprocessing it was trained with (unset: the model's DEFAULT)."
+        ),
     )
     labels: Path | None = Field(
         default=None,
@@ -42,7 +46,9 @@ class InferenceSettings(BaseModel):
     )
     max_batch: int = Field(default=8, ge=1, le=256, description="The most pictures in one forward pass.")
     queue_size: int = Field(default=256, ge=1, le=65536, description="The most pictures waiting in one engine; one more is answered 503.")
-    deadline_s: float = Field(default=10.0, gt=0, le=300, description="Seconds from the end of decoding to the labels; later is answered 504.")
+    deadline_s: float = Field(
+        default=10.0, gt=0, le=300, description="Seconds from the end of decoding to the labels; later is answered 504."
+    )
     max_pixels: int = Field(
         default=50_000_000,
         ge=1,

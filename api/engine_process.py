@@ -1,0 +1,48 @@
+"""The entry point of an engine process (`python -m api.engine_process`): the engine itself is `inference.worker`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from api.child_config import read_config, when_supervisor_dies
+from api.children import EXIT_CONFIGURATION
+from api.log import configure_logging
+from inference.errors import ModelLoadError
+from inference.settings import InferenceSettings
+from inference.worker.process import serve
+
+
+async def _run(config: dict[str, Any]) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    when_supervisor_dies(lambda: loop.call_soon_threadsafe(stop.set))
+    candidates = [InferenceSettings.model_validate(values) for values in config["candidates"]]
+    await serve(candidates, Path(config["socket"]), connect_timeout_s=config["connect_timeout_s"], stop=stop)
+
+
+def main() -> None:
+    """Serve until SIGTERM or the supervisor's end; exit code 78 when the model cannot be served as configured."""
+    config = read_config()
+    configure_logging(level=config["log"]["level"], format=config["log"]["format"])
+    code = 0
+    try:
+        uvloop.run(_run(config))
+    except ModelLoadError as error:
+        sys.stderr.write(f"lensgate: error: {error}\n")
+        code = EXIT_CONFIGURATION
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The device thread may be deep in a forward pass or a download, where an ordinary exit would wait or crash.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""All settings, read once at start from the environment (`LENSGATE_SECTION__NAME`) and from `.env`, then frozen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+from dotenv import dotenv_values
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from sqlalchemy.engine import make_url
+
+from inference.settings import InferenceSettings
+from security.settings import SecuritySettings
+
+PREFIX: Final = "LENSGATE_"
+_ENV_FILE: Final = ".env"
+
+
+class ConfigurationError(Exception):
+    """The settings, or what they name, cannot be used; the message is for the operator and shows no secret."""
+
+
+class HttpSettings(BaseModel):
+    """The HTTP server."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="The address to listen on. 0.0.0.0 is every interface.")
+    port: int = Field(default=8000, ge=0, le=65535, description="The port to listen on. 0 takes a free one.")
+    workers: int = Field(default=1, ge=1, le=64, description="How many API worker processes share the port.")
+    tls_cert: Path | None = Field(default=None, description="A PEM certificate chain: HTTPS instead of HTTP. Goes with TLS_KEY.")
+    tls_key: Path | None = Field(default=None, description="The PEM private key of TLS_CERT.")
+    max_body_bytes: int = Field(default=10 * 1024 * 1024, ge=1024, le=1 << 30, description="The largest request body; 413 above.")
+    max_batch_images: int = Field(default=64, ge=1, le=1024, description="The most pictures in one /predict/batch request.")
+    drain_pause_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=300,
+        description="On SIGTERM: seconds between answering not ready and closing the port, for load balancers to notice.",
+    )
+    grace_s: float = Field(default=25.0, gt=0, le=600, description="On SIGTERM: the most seconds until everything has ended.")
+    docs: bool = Field(default=True, description="Serve /docs and /openapi.json.")
+
+    @model_validator(mode="after")
+    def _tls_goes_in_pairs(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("TLS_CERT and TLS_KEY go together")
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """True when nobody but this machine can connect."""
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+class LogSettings(BaseModel):
+    """The log, on standard output."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="The least serious level that is written.")
+    format: Literal["auto", "json", "text"] = Field(default="auto", description="json, text, or auto: text on a terminal, json elsewhere.")
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Sections belong to the package that reads them."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        env_file=_ENV_FILE,
+        env_file_encoding="utf-8",
+        extra="ignore",  # `_unknown_names` is stricter, and knows what Kubernetes injects
+        frozen=True,
+    )
+
+    http: HttpSettings = HttpSettings()
+    security: SecuritySettings = SecuritySettings()
+    inference: InferenceSettings = InferenceSettings()
+    log: LogSettings = LogSettings()
+
+    def dump(self) -> dict[str, Any]:
+        """Everything, secrets too, as JSON values: for handing it to a child process, and for nothing else."""
+        values = self.model_dump(mode="json")
+        values["security"]["database_url"] = self.security.database_url.get_secret_value()
+        return values
+
+    @classmethod
+    def restore(cls, values: dict[str, Any]) -> Self:
+        """The settings that `dump` took. The environment is not read again: a child has what the service was started with."""
+        return cls.model_construct(
+            http=HttpSettings.model_validate(values["http"]),
+            security=SecuritySettings.model_validate(values["security"]),
+            inference=InferenceSettings.model_validate(values["inference"]),
+            log=LogSettings.model_validate(values["log"]),
+        )
+
+    @property
+    def issuer(self) -> str:
+        """The `iss` of our tokens, and the base of the metadata's URLs."""
+        if self.security.issuer is not None:
+            return self.security.issuer.rstrip("/")
+        host = f"[{self.http.host}]" if ":" in self.http.host else self.http.host
+        return f"{'https' if self.http.tls_cert else 'http'}://{host}:{self.http.port}"
+
+
+def load_settings() -> Settings:
+    """Read the settings of this process.
+
+    Raises:
+        ConfigurationError: one message that lists every unknown name and every bad value, by name and without the value.
+    """
+    problems = [f"{name}: no such setting" for name in _unknown_names()]
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        problems += [_describe(item["loc"], item["type"], item["msg"]) for item in error.errors(include_input=False, include_url=False)]
+    except SettingsError as error:
+        problems.append(f"{PREFIX}*: {str(error).splitlines()[0]}")
+    else:
+        if not problems:
+            return settings
+    raise ConfigurationError("the settings are not usable:\n  " + "\n  ".join(sorted(set(problems))))
+
+
+def _describe(location: tuple[int | str, ...], kind: str, message: str) -> str:
+    name = PREFIX + "__".join(str(part).upper() for part in location)
+    return f"{name}: {'no such setting' if kind == 'extra_forbidden' else message}"
+
+
+def _unknown_names() -> Iterator[str]:
+    # Without `__` a name is none of ours: Kubernetes injects LENSGATE_PORT and LENSGATE_SERVICE_HOST beside a service called lensgate.
+    sections = set(Settings.model_fields)
+    names: set[str] = {*os.environ, *(dotenv_values(_ENV_FILE) if Path(_ENV_FILE).is_file() else ())}
+    for name in sorted(names):
+        upper = name.upper()
+        if upper.startswith(PREFIX) and "__" in upper and upper.removeprefix(PREFIX).split("__", 1)[0].lower() not in sections:
+            yield upper
+
+
+def setting_names() -> dict[str, str]:
+    """Every setting: its environment variable and what it is for."""
+    return {name: description for name, description, _ in _walk()}
+
+
+def effective(settings: Settings) -> Mapping[str, str]:
+    """Every setting with its value as text; secrets are masked."""
+    return {name: _masked(getattr(getattr(settings, section), field)) for name, _, (section, field) in _walk()}
+
+
+def _walk() -> Iterator[tuple[str, str, tuple[str, str]]]:
+    for section, section_field in Settings.model_fields.items():
+        model = section_field.annotation
+        assert isinstance(model, type)
+        assert issubclass(model, BaseModel)
+        for field, info in model.model_fields.items():
+            yield f"{PREFIX}{section}__{field}".upper(), info.description or "", (section, field)
+
+
+def _masked(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return make_url(value.get_secret_value()).render_as_string(hide_password=True)
+    return "" if value is None else str(value)

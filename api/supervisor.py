@@ -1,0 +1,174 @@
+"""`lensgate serve`: engines and API workers, started at once, kept running, and ended in order."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from api.children import Child
+from api.settings import ConfigurationError, HttpSettings, Settings
+from inference.settings import InferenceSettings
+
+_ENGINE_STOP_S: Final = 2.0
+"""What is kept of the grace period for the engine to end, after the API workers have."""
+_UNIX_PATH_MAX_BYTES: Final = 100
+"""`sun_path` holds 108 bytes on Linux and 104 on macOS."""
+
+_log: Final = structlog.get_logger()
+
+
+def bind(http: HttpSettings) -> socket.socket:
+    """Take the port, before anything is started, so that a taken one is one clear line and nothing half-started.
+
+    Raises:
+        ConfigurationError: the address does not exist, is taken, or needs privileges.
+    """
+    where = f"{http.host} port {http.port}"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(http.host, http.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigurationError(f"cannot listen on {where}: no such address") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(http.host != "::"))
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigurationError(f"cannot listen on {where}: it is taken by another program (LENSGATE_HTTP__PORT)") from error
+        raise ConfigurationError(f"cannot listen on {where}: {os.strerror(error.errno or 0).lower()}") from error
+    listener.set_inheritable(True)
+    return listener
+
+
+class Supervisor:
+    """Runs one service.
+
+    Args:
+        settings: what the children get.
+        listener: the bound socket that the API workers share.
+        candidates: the models for the engine; the settings' own one, but in the demo.
+        connect_timeout_s: how long a weights download may take to connect.
+        output: a file descriptor for the children's output; their log goes to ours when None.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        listener: socket.socket,
+        *,
+        candidates: Sequence[InferenceSettings] = (),
+        connect_timeout_s: float = 10.0,
+        output: int | None = None,
+    ) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._candidates = tuple(candidates) or (settings.inference,)
+        self._connect_timeout_s = connect_timeout_s
+        self._output = output
+        self._stop_requested = asyncio.Event()
+        self._kill_requested = asyncio.Event()
+
+    def request_stop(self) -> None:
+        """End in order; asked a second time, end at once."""
+        if self._stop_requested.is_set():
+            self._kill_requested.set()
+        self._stop_requested.set()
+
+    async def run(self) -> None:
+        """Serve until `request_stop`, SIGTERM or SIGINT.
+
+        Raises:
+            ChildGaveUp: a child could not be kept running; everything else has been ended.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.request_stop)
+        runtime_dir = _make_runtime_dir()
+        engines, workers = self._engines(runtime_dir), self._workers(runtime_dir)
+        keepers = {asyncio.create_task(child.keep(), name=child.name) for child in (*engines, *workers)}
+        stop = asyncio.create_task(self._stop_requested.wait())
+        try:
+            await asyncio.wait({stop, *keepers}, return_when=asyncio.FIRST_COMPLETED)
+            stop_cause = next((task.exception() for task in keepers if task.done()), None)
+            await self._end(engines, workers, keepers)
+            if stop_cause is not None:
+                raise stop_cause
+        finally:
+            stop.cancel()
+            for keeper in keepers:
+                keeper.cancel()
+            await asyncio.gather(*keepers, return_exceptions=True)
+            shutil.rmtree(runtime_dir, ignore_errors=True)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def _engines(self, runtime_dir: Path) -> list[Child]:
+        config = {
+            "candidates": [candidate.model_dump(mode="json") for candidate in self._candidates],
+            "socket": str(_engine_socket(runtime_dir, 0)),
+            "connect_timeout_s": self._connect_timeout_s,
+            "log": self._settings.log.model_dump(mode="json"),
+        }
+        return [Child("engine-0", "api.engine_process", config, output=self._output)]
+
+    def _workers(self, runtime_dir: Path) -> list[Child]:
+        config = {
+            "settings": self._settings.dump(),
+            "listener": self._listener.fileno(),
+            "engines": [str(_engine_socket(runtime_dir, 0))],
+        }
+        return [
+            Child(f"api-{index}", "api.worker_process", config, pass_fds=[self._listener.fileno()], output=self._output)
+            for index in range(self._settings.http.workers)
+        ]
+
+    async def _end(self, engines: list[Child], workers: list[Child], keepers: set[asyncio.Task[None]]) -> None:
+        _log.info("stopping", grace_s=self._settings.http.grace_s)
+        # Ours is the last copy: once the workers have closed theirs, the kernel refuses new connections by itself.
+        self._listener.close()
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + self._settings.http.grace_s
+        for group, until_s in ((workers, deadline_s - _ENGINE_STOP_S), (engines, deadline_s)):
+            names = {child.name for child in group}
+            waiting = {task for task in keepers if task.get_name() in names}
+            for child in group:
+                child.stop()
+            await self._wait(waiting, until_s - loop.time())
+        for child in (*workers, *engines):
+            child.stop(signal.SIGKILL)
+        await asyncio.wait(keepers)
+        _log.info("stopped")
+
+    async def _wait(self, waiting: set[asyncio.Task[None]], timeout_s: float) -> None:
+        kill = asyncio.create_task(self._kill_requested.wait())
+        waits: set[asyncio.Future[Any]] = {kill, asyncio.gather(*waiting, return_exceptions=True)}
+        try:
+            await asyncio.wait(waits, timeout=max(0.0, timeout_s), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            kill.cancel()
+
+
+def _make_runtime_dir() -> Path:
+    # mkdtemp makes it 0700: nobody else on the machine can reach the engine.
+    path = tempfile.mkdtemp(prefix="lensgate-")
+    if len(os.fsencode(path)) > _UNIX_PATH_MAX_BYTES - len("/engine-00.sock"):
+        Path(path).rmdir()
+        path = tempfile.mkdtemp(prefix="lensgate-", dir="/tmp")  # a unix socket needs a short path; mkdtemp is safe there
+    return Path(path)
+
+
+def _engine_socket(runtime_dir: Path, index: int) -> Path:
+    return runtime_dir / f"engine-{index}.sock"

@@ -1,0 +1,178 @@
+"""The wire between an API worker and an engine on the same host: length-prefixed frames on a unix stream socket.
+
+A frame is `meta_bytes: u32, payload_bytes: u32` (little-endian), then a MessagePack message, then raw bytes (pixels).
+Nothing is pickled and pixels are never copied into the message. See docs/decisions/0001.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Callable
+from typing import Final, Literal
+
+import msgspec
+
+from inference.types import EngineStatus
+
+_HEADER: Final = struct.Struct("<II")
+MAX_META_BYTES: Final = 16 * 1024 * 1024
+"""A status carries every label of its models; nothing else comes near."""
+MAX_PAYLOAD_BYTES: Final = 64 * 1024 * 1024
+_READ_BUFFER_BYTES: Final = 64 * 1024
+
+
+class Predict(msgspec.Struct, tag="predict", array_like=True, frozen=True):
+    """Run the payload (`[crop, crop, 3]` uint8) through the model."""
+
+    id: int
+    top_k: int
+    deadline_ns: int
+    """On `time.monotonic_ns`, which all processes of a host share."""
+    client: str
+
+
+class Cancel(msgspec.Struct, tag="cancel", array_like=True, frozen=True):
+    """The caller of prediction `id` has left: do not run it."""
+
+    id: int
+
+
+class Result(msgspec.Struct, tag="result", array_like=True, frozen=True):
+    """The `top_k` classes of prediction `id`, most probable first."""
+
+    id: int
+    class_ids: list[int]
+    probabilities: list[float]
+    queue_ms: float
+    infer_ms: float
+    batch_size: int
+
+
+class Failure(msgspec.Struct, tag="failure", array_like=True, frozen=True):
+    """Prediction `id` was not run, or failed; `retry_after_s` goes with `overloaded`."""
+
+    id: int
+    kind: Literal["overloaded", "deadline", "unavailable", "failed"]
+    retry_after_s: int = 1
+
+
+class StatusChanged(msgspec.Struct, tag="status", array_like=True, frozen=True):
+    """Sent on connection and at every change."""
+
+    status: EngineStatus
+
+
+FromWorker = Predict | Cancel
+FromEngine = Result | Failure | StatusChanged
+
+decode_from_worker: Final = msgspec.msgpack.Decoder(FromWorker).decode
+decode_from_engine: Final = msgspec.msgpack.Decoder(FromEngine).decode
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+class FrameError(Exception):
+    """The peer sent what is no frame; the connection cannot go on."""
+
+
+class FrameProtocol(asyncio.BufferedProtocol):
+    """Cuts the stream into frames. A payload is received straight into the buffer that is handed on, without a copy."""
+
+    def __init__(
+        self,
+        on_frame: Callable[[bytes, bytearray], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._on_frame = on_frame
+        self._on_lost = on_lost
+        self._transport: asyncio.Transport | None = None
+        self._buffer = bytearray(_READ_BUFFER_BYTES)
+        self._filled = 0
+        self._meta = b""
+        self._payload: bytearray | None = None
+        self._payload_filled = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport for `send`."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the owner once; what was half received is dropped."""
+        self._transport = None
+        self._on_lost()
+
+    def send(self, message: FromWorker | FromEngine, payload: bytes | memoryview = b"") -> bool:
+        """Queue one frame. False when the connection is gone."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return False
+        meta = _encode(message)
+        size = payload.nbytes if isinstance(payload, memoryview) else len(payload)
+        transport.write(_HEADER.pack(len(meta), size) + meta)
+        if size:
+            transport.write(payload)
+        return True
+
+    def close(self) -> None:
+        """Close the connection; `on_lost` follows."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the event loop puts the next bytes."""
+        if self._payload is not None:
+            return memoryview(self._payload)[self._payload_filled :]
+        return memoryview(self._buffer)[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Hand on every frame that is now complete."""
+        if self._payload is not None:
+            self._payload_filled += nbytes
+            if self._payload_filled == len(self._payload):
+                payload, self._payload = self._payload, None
+                self._on_frame(self._meta, payload)
+            return
+        self._filled += nbytes
+        try:
+            self._cut()
+        except FrameError:
+            self.close()
+
+    def _cut(self) -> None:
+        start = 0
+        while self._filled - start >= _HEADER.size:
+            meta_bytes, payload_bytes = _HEADER.unpack_from(self._buffer, start)
+            if meta_bytes > MAX_META_BYTES or payload_bytes > MAX_PAYLOAD_BYTES:
+                raise FrameError
+            body = start + _HEADER.size
+            if self._filled - body < meta_bytes:
+                self._make_room(_HEADER.size + meta_bytes)
+                break
+            end = body + meta_bytes
+            meta = bytes(memoryview(self._buffer)[body:end])
+            if not payload_bytes:
+                start = end
+                self._on_frame(meta, bytearray())
+                continue
+            have = min(self._filled - end, payload_bytes)
+            payload = bytearray(payload_bytes)
+            payload[:have] = memoryview(self._buffer)[end : end + have]
+            start = end + have
+            if have == payload_bytes:
+                self._on_frame(meta, payload)
+                continue
+            self._meta, self._payload, self._payload_filled = meta, payload, have
+            break
+        left = self._filled - start
+        if start and left:
+            self._buffer[:left] = self._buffer[start : self._filled]
+        self._filled = left
+
+    def _make_room(self, frame_bytes: int) -> None:
+        # The half-frame starts at `start`, which is about to become 0: room for the whole of it is enough.
+        # A new buffer, since the event loop still holds a view of the old one, which therefore cannot be resized.
+        if frame_bytes > len(self._buffer):
+            grown = bytearray(frame_bytes)
+            grown[: len(self._buffer)] = self._buffer
+            self._buffer = grown

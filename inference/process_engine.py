@@ -1,0 +1,168 @@
+"""The `Engine` that lives in other processes of this host, reached over unix sockets. Imports no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from inference.errors import DeadlineExceeded, EngineUnavailable, InferenceError, InferenceFailed, Overloaded
+from inference.ipc import Cancel, Failure, FrameProtocol, Predict, Result, StatusChanged, decode_from_engine
+from inference.types import ClassScore, EngineStatus, ModelInfo, Phase, Pixels, Prediction
+
+_RECONNECT_MIN_S: Final = 0.02
+_RECONNECT_MAX_S: Final = 0.5
+_ABSENT: Final = EngineStatus(phase="starting", detail="The engine is starting.")
+_GONE: Final = EngineStatus(phase="unavailable", detail="The engine has stopped and is being restarted.")
+_PHASES: Final[tuple[Phase, ...]] = ("unavailable", "starting", "downloading", "loading", "warming", "ready")
+
+_log: Final = structlog.get_logger()
+
+
+class _Link:
+    """One engine: its connection, its last status, and the predictions that it holds."""
+
+    def __init__(self, path: Path, max_pending: int) -> None:
+        self.path = path
+        self.status = _ABSENT
+        self.pending: dict[int, asyncio.Future[Result]] = {}
+        self.retry_after_s = 1
+        self._max_pending = max_pending
+        self._frames: FrameProtocol | None = None
+        self._lost = asyncio.Event()
+
+    async def keep(self) -> None:
+        """Connect, and connect again whenever the engine comes back, until cancelled."""
+        loop = asyncio.get_running_loop()
+        pause_s = _RECONNECT_MIN_S
+        while True:
+            self._lost.clear()
+            frames = FrameProtocol(self._on_frame, self._on_lost)
+            try:
+                await loop.create_unix_connection(lambda frames=frames: frames, str(self.path))  # type: ignore[misc]  # a lambda's default
+            except OSError:
+                # Not there yet, or being replaced: the supervisor restarts it. Liveness does not hang on this.
+                await asyncio.sleep(pause_s)
+                pause_s = min(_RECONNECT_MAX_S, pause_s * 1.5)
+                continue
+            self._frames = frames
+            pause_s = _RECONNECT_MIN_S
+            try:
+                await self._lost.wait()
+            finally:
+                frames.close()
+
+    def send(self, message: Predict, pixels: memoryview) -> asyncio.Future[Result]:
+        """Hand one picture over; the future gets its answer, and nobody else's."""
+        if len(self.pending) >= self._max_pending:
+            raise Overloaded(retry_after_s=self.retry_after_s)
+        if self._frames is None or not self._frames.send(message, pixels):
+            raise EngineUnavailable
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self.pending[message.id] = future
+        return future
+
+    def forget(self, prediction_id: int) -> None:
+        """The caller is gone or served; an engine that still holds the picture is told not to run it."""
+        if self.pending.pop(prediction_id, None) is not None and self._frames is not None:
+            self._frames.send(Cancel(prediction_id))
+
+    def _on_frame(self, meta: bytes, payload: bytearray) -> None:
+        message = decode_from_engine(meta)
+        if isinstance(message, StatusChanged):
+            self.status = message.status
+            return
+        future = self.pending.pop(message.id, None)
+        if future is None or future.done():
+            return  # its caller has left
+        if isinstance(message, Result):
+            future.set_result(message)
+        else:
+            self.retry_after_s = message.retry_after_s
+            future.set_exception(_as_error(message))
+
+    def _on_lost(self) -> None:
+        self._frames = None
+        self.status = _GONE
+        held, self.pending = self.pending, {}
+        for future in held.values():
+            if not future.done():
+                future.set_exception(EngineUnavailable("The engine stopped while it held this picture."))
+        _log.warning("engine_connection_lost", held=len(held))
+        self._lost.set()
+
+
+def _as_error(failure: Failure) -> InferenceError:
+    match failure.kind:
+        case "overloaded":
+            return Overloaded(retry_after_s=failure.retry_after_s)
+        case "deadline":
+            return DeadlineExceeded()
+        case "unavailable":
+            return EngineUnavailable(retry_after_s=failure.retry_after_s)
+        case "failed":
+            return InferenceFailed("The prediction failed.")
+
+
+class ProcessEngine:
+    """Implements `inference.engine.Engine` over one unix socket for each engine process.
+
+    Args:
+        sockets: where the engines listen; they may come and go.
+        max_pending: the most predictions that one engine may hold for this worker; one more is `Overloaded`.
+    """
+
+    def __init__(self, sockets: Sequence[Path], *, max_pending: int) -> None:
+        self._links = [_Link(path, max_pending) for path in sockets]
+        self._ids = itertools.count(1)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to connect, on the running event loop. Returns at once."""
+        self._tasks = [asyncio.create_task(link.keep(), name=f"engine link {link.path.name}") for link in self._links]
+
+    async def predict(self, pixels: Pixels, *, top_k: int, timeout_s: float, client: str) -> Prediction:
+        """See `inference.engine.Engine.predict`."""
+        ready = [link for link in self._links if link.status.ready]
+        if not ready:
+            raise EngineUnavailable
+        link = min(ready, key=lambda link: len(link.pending))
+        model = link.status.models[0]
+        prediction_id = next(self._ids)
+        deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
+        future = link.send(Predict(prediction_id, top_k, deadline_ns, client), pixels.data.cast("B"))
+        try:
+            # The engine drops what is late; this timeout is for an engine that no longer answers at all.
+            async with asyncio.timeout(timeout_s):
+                result = await future
+        except TimeoutError:
+            raise DeadlineExceeded from None
+        finally:
+            link.forget(prediction_id)
+        return _as_prediction(result, model)
+
+    def status(self) -> EngineStatus:
+        """The status of the engine furthest along, with the queues of all."""
+        return max((link.status for link in self._links), key=lambda status: _PHASES.index(status.phase))
+
+    async def aclose(self) -> None:
+        """Disconnect; predictions still waiting raise `EngineUnavailable`."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+def _as_prediction(result: Result, model: ModelInfo) -> Prediction:
+    scores = tuple(
+        ClassScore(class_id, model.labels[class_id], probability)
+        for class_id, probability in zip(result.class_ids, result.probabilities, strict=True)
+    )
+    return Prediction(scores=scores, model=model, queue_ms=result.queue_ms, infer_ms=result.infer_ms, batch_size=result.batch_size)

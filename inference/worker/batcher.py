@@ -1,0 +1,107 @@
+"""Work-conserving batching: when the device is free it takes what waits, up to the batch size. There is no timer."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from inference.ipc import Failure, Result
+from inference.types import Pixels
+from inference.worker.queue import Entry, FairQueue
+
+_SMOOTHING: Final = 0.2
+"""The weight of the newest batch in the running mean of seconds an image."""
+
+_log: Final = structlog.get_logger()
+
+
+class BatchModel(Protocol):
+    """What the batcher needs of a model."""
+
+    @property
+    def max_batch(self) -> int:
+        """The most pictures that `infer` takes at once."""
+        ...
+
+    def infer(self, pixels: Sequence[Pixels]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Class ids and probabilities, each `[N, K]`, most probable first."""
+        ...
+
+
+Answers = list[tuple[Entry, Result | Failure]]
+
+
+class Batcher:
+    """Draws batches from the queue and runs them, on one thread that owns the device.
+
+    Args:
+        deliver: called on that thread, once a batch, with the answer of each of its pictures.
+        seconds_per_image: the pace measured at warm-up, from which the running mean starts.
+    """
+
+    def __init__(self, queue: FairQueue, model: BatchModel, *, deliver: Callable[[Answers], None], seconds_per_image: float) -> None:
+        self._queue = queue
+        self._model = model
+        self._deliver = deliver
+        self._seconds_per_image = seconds_per_image
+        self._running = 0
+
+    def admit(self, entry: Entry) -> Failure | None:
+        """Queue one picture, or say why not: a full queue, or a predicted wait past its deadline, is refused at once."""
+        wait_s = self.predicted_wait_s()
+        if entry.received_ns + wait_s * 1e9 > entry.deadline_ns or not self._queue.put(entry):
+            return Failure(entry.id, "overloaded", max(1, math.ceil(wait_s)))
+        return None
+
+    def predicted_wait_s(self) -> float:
+        """How long a picture that came now would wait for its batch to start, from the measured pace of the device."""
+        return (len(self._queue) + self._running) * self._seconds_per_image
+
+    def run(self) -> None:
+        """Run batches until the queue is closed. Blocks; call it on the thread that owns the device."""
+        while True:
+            batch, late = self._queue.take(self._model.max_batch)
+            if late:
+                self._deliver([(entry, Failure(entry.id, "deadline")) for entry in late])
+            if batch:
+                self._run(batch)
+            elif not late:
+                return
+
+    def _run(self, batch: list[Entry]) -> None:
+        self._running = len(batch)
+        started_ns = time.monotonic_ns()
+        try:
+            class_ids, probabilities = self._model.infer([entry.pixels for entry in batch])
+        except Exception:  # noqa: BLE001  whatever the device raises, its callers get an answer and the next batch is tried
+            _log.exception("forward_failed", batch_size=len(batch))
+            self._deliver([(entry, Failure(entry.id, "failed")) for entry in batch])
+            return
+        finally:
+            self._running = 0
+        elapsed_s = (time.monotonic_ns() - started_ns) / 1e9
+        self._seconds_per_image += _SMOOTHING * (elapsed_s / len(batch) - self._seconds_per_image)
+        ids, scores = class_ids.tolist(), probabilities.tolist()
+        infer_ms = elapsed_s * 1e3
+        self._deliver(
+            [
+                (
+                    entry,
+                    Result(
+                        entry.id,
+                        ids[row][: entry.top_k],
+                        scores[row][: entry.top_k],
+                        (started_ns - entry.received_ns) / 1e6,
+                        infer_ms,
+                        len(batch),
+                    ),
+                )
+                for row, entry in enumerate(batch)
+            ]
+        )

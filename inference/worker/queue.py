@@ -1,0 +1,104 @@
+"""The pictures that wait for the device: bounded, in turn by client, and rid of those nobody waits for any more."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+from inference.ipc import Failure, Result
+from inference.types import Pixels
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One picture on its way through the engine. `reply` belongs to its connection and to the event loop's thread."""
+
+    key: Hashable
+    """Unique among the waiting: the connection and the prediction's id on it."""
+    id: int
+    pixels: Pixels
+    top_k: int
+    deadline_ns: int
+    client: str
+    reply: Callable[[Result | Failure], object]
+    received_ns: int = field(default_factory=time.monotonic_ns)
+
+
+class FairQueue:
+    """A bounded queue drawn from clients in turn: one client's flood costs another's single picture one place, not the whole flood.
+
+    Filled and pruned from the event loop, emptied by the compute thread.
+    """
+
+    def __init__(self, max_images: int) -> None:
+        self._max_images = max_images
+        self._clients: OrderedDict[str, dict[Hashable, Entry]] = OrderedDict()
+        self._owners: dict[Hashable, str] = {}
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def __len__(self) -> int:
+        """How many pictures wait."""
+        return len(self._owners)
+
+    def put(self, entry: Entry) -> bool:
+        """Add one picture to the end of its client's line. False when the queue is full or closed."""
+        with self._changed:
+            if self._closed or len(self._owners) >= self._max_images:
+                return False
+            self._clients.setdefault(entry.client, {})[entry.key] = entry
+            self._owners[entry.key] = entry.client
+            self._changed.notify()
+            return True
+
+    def discard(self, key: Hashable) -> None:
+        """Free the place of a picture whose caller has left; nothing happens when it is running or gone."""
+        with self._changed:
+            client = self._owners.pop(key, None)
+            if client is not None:
+                line = self._clients[client]
+                del line[key]
+                if not line:
+                    del self._clients[client]
+
+    def discard_where(self, belongs: Callable[[Hashable], bool]) -> None:
+        """Free the places of every picture whose key `belongs`."""
+        with self._changed:
+            keys = [key for key in self._owners if belongs(key)]
+        for key in keys:
+            self.discard(key)
+
+    def take(self, max_images: int) -> tuple[list[Entry], list[Entry]]:
+        """Wait for work, then take up to `max_images` pictures, one of each client in turn.
+
+        Returns:
+            The pictures to run, and those whose deadline has passed. Both empty only when the queue is closed.
+        """
+        with self._changed:
+            while not self._owners and not self._closed:
+                self._changed.wait()
+            batch: list[Entry] = []
+            late: list[Entry] = []
+            now_ns = time.monotonic_ns()
+            while self._clients and len(batch) < max_images:
+                client, line = self._clients.popitem(last=False)
+                key = next(iter(line))
+                entry = line.pop(key)
+                del self._owners[key]
+                if line:
+                    self._clients[client] = line  # to the back of the round
+                (late if entry.deadline_ns <= now_ns else batch).append(entry)
+            return batch, late
+
+    def close(self) -> list[Entry]:
+        """Take no more, wake the compute thread, and hand back what still waited."""
+        with self._changed:
+            self._closed = True
+            left = [entry for line in self._clients.values() for entry in line.values()]
+            self._clients.clear()
+            self._owners.clear()
+            self._changed.notify_all()
+            return left
