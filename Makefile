@@ -1,0 +1,48 @@
+# All that is needed is make and Python; the rest comes from the hashed locks into .venv.
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test check lock clean
+
+help:
+	@echo 'make demo    set up, then classify a real photograph      (ARGS=--once: exit after it)'
+	@echo 'make test    set up with the test tools, then run the tests  (ARGS=...: passed to pytest)'
+	@echo 'make check   format, lint, types, import rules, dead code, security lint, audit'
+	@echo 'make lock    rewrite the locks from pyproject.toml        (ARGS=--upgrade: to the newest versions)'
+	@echo 'make clean   remove .venv and the caches of the tools'
+
+demo: .venv/.demo
+	$(BIN)/lensgate demo $(ARGS)
+
+test: .venv/.test
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/.check
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/vulture
+	$(BIN)/bandit -q -c pyproject.toml -r api security inference
+	$(BIN)/hadolint Dockerfile
+	PATH="$$PWD/$(BIN):$$PATH" shellcheck .ci/run locks/*.sh
+	$(BIN)/python locks/lock.py --check
+	$(BIN)/python locks/audit.py
+
+lock: .venv/.build
+	$(BIN)/python locks/lock.py $(ARGS)
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+
+# A stamp for each lock that is installed: a second run is instant, and a lock that changed is installed again.
+.venv/.build: locks/build.txt
+	@locks/venv.sh '$(PYTHON)'
+	@touch $@
+
+.venv/.demo .venv/.test .venv/.check: .venv/.%: locks/%.txt .venv/.build pyproject.toml
+	locks/uv.sh pip install --python $(BIN)/python --require-hashes --only-binary :all: -r $<
+	locks/uv.sh pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
