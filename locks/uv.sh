@@ -3,7 +3,8 @@
 # uv's own variables come first where they are set.
 set -eu
 
-pip_setting() { .venv/bin/python -m pip config get "global.$1" 2>/dev/null || true; }
+# (`pip config get` does not find what stands in a file of the whole machine; `list` does.)
+pip_setting() { .venv/bin/python -m pip config list | sed -n "s/^global\\.$1='\\(.*\\)'\$/\\1/p"; }
 
 if [ -z "${UV_DEFAULT_INDEX:-${UV_INDEX_URL:-}}" ]; then
     UV_DEFAULT_INDEX=${PIP_INDEX_URL:-$(pip_setting index-url)}
