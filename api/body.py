@@ -1,0 +1,146 @@
+"""From a request's body to the bytes of its pictures: raw, JSON with base64, or multipart."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from typing import Final, TypeVar
+
+import msgspec
+from starlette.requests import Request
+
+from api.errors import InvalidRequest, MalformedBody, UnsupportedMediaType
+from api.multipart import PART_NAME, parse_files
+from security.errors import BodyTooLarge
+
+RAW_TYPES: Final = ("image/jpeg", "image/png", "image/webp")
+"""The bytes decide what a picture is; the declared type only says that the body is one."""
+JSON_TYPE: Final = "application/json"
+MULTIPART_TYPE: Final = "multipart/form-data"
+
+_MAX_DATA_URL_HEADER: Final = 256
+"""`data:image/jpeg;base64` and room for parameters."""
+
+_NON_FINITE: Final = re.compile(rb"(?:^|[:\[,])\s*-?(?:NaN|Infinity)\b")
+"""What JavaScript and Python write for numbers that JSON does not have (RFC 8259 section 6)."""
+
+
+class PredictBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The JSON form of `/predict`."""
+
+    image: str
+
+
+class BatchBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The JSON form of `/predict/batch`."""
+
+    images: list[str]
+
+
+_Body = TypeVar("_Body")
+
+_PREDICT_DECODER: Final = msgspec.json.Decoder(PredictBody)
+_BATCH_DECODER: Final = msgspec.json.Decoder(BatchBody)
+
+
+async def read_picture(request: Request, *, max_bytes: int) -> bytes:
+    """The one picture of a request, still encoded.
+
+    Args:
+        request: its body is at most what the body limit lets through.
+        max_bytes: the most bytes that base64 may stand for.
+
+    Raises:
+        UnsupportedMediaType: the content type is none of ours, or there is no body.
+        MalformedBody: the body is no JSON, or no multipart with exactly one part `file`.
+        InvalidRequest: the JSON is not `{"image": "<base64>"}`.
+        BodyTooLarge: as the body limit says, or the base64 stands for more than `max_bytes`.
+        ClientDisconnect: the client left before the body was complete.
+    """
+    kind = _media_type(request, (*RAW_TYPES, JSON_TYPE, MULTIPART_TYPE))
+    body = await _read(request)
+    if kind == JSON_TYPE:
+        return decode_base64(_decode_json(_PREDICT_DECODER, body).image, max_bytes=max_bytes)
+    if kind == MULTIPART_TYPE:
+        files = parse_files(body, request.headers["content-type"], max_files=2)
+        if len(files) != 1:
+            raise MalformedBody(f'The multipart body must have exactly one part "{PART_NAME}".')
+        return files[0]
+    return body
+
+
+async def read_pictures(request: Request, *, max_images: int, max_bytes: int) -> list[bytes | Exception]:
+    """The pictures of a batch, still encoded, in order. One whose base64 is wrong is its error instead, so that it fails alone.
+
+    Raises:
+        UnsupportedMediaType, MalformedBody, BodyTooLarge, ClientDisconnect: as `read_picture`.
+        InvalidRequest: the JSON is not `{"images": ["<base64>", ...]}`, or there is no picture, or there are more than `max_images`.
+    """
+    kind = _media_type(request, (JSON_TYPE, MULTIPART_TYPE))
+    body = await _read(request)
+    if kind == MULTIPART_TYPE:
+        pictures: list[bytes | Exception] = list(parse_files(body, request.headers["content-type"], max_files=max_images))
+    else:
+        # Counted before parsing: millions of one-letter strings would take fifteen times their size. A data: URL has one comma of its own.
+        if body.count(b",") > 2 * max_images:
+            raise InvalidRequest(f"There are more pictures than are allowed in one request: {max_images}.")
+        pictures = [_decode_alone(text, max_bytes) for text in _decode_json(_BATCH_DECODER, body).images]
+    if not pictures:
+        raise InvalidRequest("There is no picture in the request.")
+    if len(pictures) > max_images:
+        raise InvalidRequest(f"There are more pictures than are allowed in one request: {max_images}.")
+    return pictures
+
+
+def decode_base64(text: str, *, max_bytes: int) -> bytes:
+    """The bytes of strict base64 (RFC 4648 section 4: padded, no white space), with or without the head of a data: URL (RFC 2397).
+
+    Raises:
+        InvalidRequest: it is not base64.
+        BodyTooLarge: it stands for more than `max_bytes`; found out before anything is decoded.
+    """
+    if text[:5].lower() == "data:":
+        head, comma, rest = text.partition(",") if "," in text[:_MAX_DATA_URL_HEADER] else (text, "", "")
+        if not comma or not head.lower().endswith(";base64"):
+            raise InvalidRequest("A data: URL must be of the form data:image/jpeg;base64,...")
+        text = rest
+    if len(text) // 4 * 3 - text[-2:].count("=") > max_bytes:
+        raise BodyTooLarge("The picture is too large.")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest("A picture is not valid base64.") from error
+
+
+def _decode_alone(text: str, max_bytes: int) -> bytes | Exception:
+    try:
+        return decode_base64(text, max_bytes=max_bytes)
+    except InvalidRequest as error:
+        return error
+
+
+def _media_type(request: Request, allowed: tuple[str, ...]) -> str:
+    declared = request.headers.getlist("content-type")
+    kind = declared[0].partition(";")[0].strip().lower() if len(declared) == 1 else ""
+    if kind not in allowed:
+        raise UnsupportedMediaType(f"The content type must be one of {', '.join(allowed)}.")
+    return kind
+
+
+async def _read(request: Request) -> bytes:
+    body = await request.body()
+    if not body:
+        raise UnsupportedMediaType("The body is empty.")
+    return body
+
+
+def _decode_json(decoder: msgspec.json.Decoder[_Body], body: bytes) -> _Body:
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest("The JSON is not of the form that is documented for this path.") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if _NON_FINITE.search(body):
+            raise InvalidRequest("JSON has no NaN and no Infinity.") from error
+        raise MalformedBody("The body is not valid JSON.") from error

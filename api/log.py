@@ -1,0 +1,129 @@
+"""One pipeline for every log line, ours and the libraries': structured, one line an event, to standard output."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Final, Literal, TextIO
+
+import msgspec
+import structlog
+from structlog.tracebacks import ExceptionDictTransformer
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+_HANDLER_NAME: Final = "lensgate"
+_MAX_FRAMES: Final = 30
+_MAX_MESSAGE_CHARACTERS: Final = 2000
+
+
+def configure_logging(
+    level: Literal["debug", "info", "warning", "error"],
+    log_format: Literal["auto", "json", "text"],
+    *,
+    stream: TextIO | None = None,
+) -> None:
+    """Send everything that is logged in this process through one pipeline; calling it again replaces the former set-up.
+
+    Args:
+        level: the least serious level that is written.
+        log_format: `json` (one object a line), `text`, or `auto`: text where `stream` is a terminal, else JSON.
+        stream: where the lines go; standard output when None.
+    """
+    output = sys.stdout if stream is None else stream
+    as_text = log_format == "text" or (log_format == "auto" and output.isatty())
+    numeric_level = logging.getLevelNamesMapping()[level.upper()]
+    common: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    # Neither form ever holds local variables: they may be secrets.
+    exceptions = structlog.processors.ExceptionRenderer(_format_traceback if as_text else _traceback_transformer())
+    last: list[Processor] = [exceptions, _escape_event, _render_text if as_text else _render_json]
+    structlog.configure(
+        processors=[*common, *last],
+        wrapper_class=structlog.make_filtering_bound_logger(numeric_level),
+        logger_factory=structlog.WriteLoggerFactory(output),
+        cache_logger_on_first_use=False,
+    )
+    _configure_stdlib(output, numeric_level, common, last)
+
+
+def _configure_stdlib(output: TextIO, numeric_level: int, common: list[Processor], last: list[Processor]) -> None:
+    handler = logging.StreamHandler(output)
+    handler.name = _HANDLER_NAME
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*common, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [old for old in root.handlers if old.name != _HANDLER_NAME] + [handler]
+    root.setLevel(numeric_level)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    # Its lines hold the query string, and the context layer writes the request line.
+    logging.getLogger("uvicorn.access").disabled = True
+    # The libraries' own detail (SQL statements, sockets) is nobody's business at our debug level.
+    for name in ("sqlalchemy", "aiosqlite", "asyncio", "PIL", "python_multipart"):
+        logging.getLogger(name).setLevel(max(numeric_level, logging.WARNING))
+    logging.captureWarnings(capture=True)
+
+
+def _traceback_transformer() -> ExceptionDictTransformer:
+    return ExceptionDictTransformer(show_locals=False, max_frames=_MAX_FRAMES, use_rich=False)
+
+
+def _format_traceback(exc_info: tuple[Any, Any, Any]) -> str:
+    return "".join(traceback.TracebackException(*exc_info, limit=_MAX_FRAMES, capture_locals=False).format())
+
+
+def _escape_event(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Make control characters of hostile text visible, so that no line can be forged and no terminal driven."""
+    for name, value in event.items():
+        event[name] = _escape_lines(value) if name == "exception" and isinstance(value, str) else _escape(value)
+    return event
+
+
+def _escape(value: object) -> object:
+    if isinstance(value, str):
+        if len(value) > _MAX_MESSAGE_CHARACTERS:
+            value = value[:_MAX_MESSAGE_CHARACTERS] + "…"
+        return value if value.isprintable() else "".join(map(_escape_character, value))
+    if isinstance(value, Mapping):
+        return {str(_escape(key)): _escape(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_escape(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float)) else _escape(repr(value))
+
+
+def _escape_lines(text: str) -> str:
+    # Indented, so that a line inside an exception's message cannot pass for a log line of its own.
+    return "\n".join("    " + str(_escape(line)) for line in text.rstrip("\n").split("\n"))
+
+
+def _escape_character(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+
+
+def _render_json(_: WrappedLogger, __: str, event: MutableMapping[str, Any]) -> str:
+    first = {name: event.pop(name) for name in ("timestamp", "level", "event")}
+    return msgspec.json.encode({**first, **event}).decode()
+
+
+def _render_text(_: WrappedLogger, __: str, event: MutableMapping[str, Any]) -> str:
+    exception = event.pop("exception", None)
+    head = f"{event.pop('timestamp')} {event.pop('level'):<8} {event.pop('event')}"
+    line = "  ".join([head, *(f"{name}={_quoted(value)}" for name, value in event.items())])
+    return line if exception is None else f"{line}\n{exception}"
+
+
+def _quoted(value: object) -> str:
+    # Unquoted, hostile text with spaces in it could look like fields of ours.
+    text = str(value)
+    return msgspec.json.encode(text).decode() if not text or any(mark in text for mark in ' ="') else text

@@ -1,0 +1,156 @@
+"""The outermost layer: gives every request an id, every answer its common headers, and the log one line for each."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import uuid
+from collections.abc import Collection
+from typing import Final
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.record import RECORD_KEY, RequestRecord
+from security.principal import STATE_KEY, Principal
+
+_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_TIMED_PATHS: Final = frozenset({"/predict", "/predict/batch"})
+_MAX_LOGGED_CHARACTERS: Final = 256
+CLIENT_CLOSED_REQUEST: Final = 499
+"""No status of HTTP: what the log says of a client that left before its answer."""
+
+_COMMON_HEADERS: Final = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+)
+
+
+class _Exchange:
+    """Counts what passes between the server and the app for one request."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self.record = record
+        self.status: int | None = None
+        self.bytes_in = 0
+        self.bytes_out = 0
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self.bytes_in += len(message.get("body", b""))
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = list(message.get("headers", ()))
+            present = {name for name, _ in headers}
+            headers += [header for header in _COMMON_HEADERS if header[0] not in present]
+            headers.append((b"x-request-id", self.record.request_id.encode()))
+            if self._scope["path"] in _TIMED_PATHS and (timing := self._server_timing()):
+                headers.append((b"server-timing", timing))
+            message = {**message, "headers": headers}
+        elif message["type"] == "http.response.body":
+            self.bytes_out += len(message.get("body", b""))
+        await self._send(message)
+
+    def _server_timing(self) -> bytes:
+        record = self.record
+        stages = (
+            ("auth", self._scope["state"].get("auth_ms")),
+            ("decode", record.decode_ms),
+            ("queue", record.queue_ms),
+            ("infer", record.infer_ms),
+        )
+        return ", ".join(f"{name};dur={took_ms:.2f}" for name, took_ms in stages if took_ms is not None).encode()
+
+
+class ContextMiddleware:
+    """Request ids, common headers and the request log.
+
+    Args:
+        app: the layer inside.
+        known_paths: the paths of the routes; any other is logged as the route `unmatched`.
+    """
+
+    def __init__(self, app: ASGIApp, *, known_paths: Collection[str]) -> None:
+        self._app = app
+        self._known_paths = frozenset(known_paths)
+        self._log = structlog.get_logger("api.request").bind(worker_pid=os.getpid())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began_s = time.perf_counter()
+        record = RequestRecord(_request_id(scope))
+        scope.setdefault("state", {})[RECORD_KEY] = record
+        exchange = _Exchange(scope, receive, send, record)
+        try:
+            with structlog.contextvars.bound_contextvars(request_id=record.request_id):
+                await self._app(scope, exchange.receive, exchange.send)
+        finally:
+            self._write(scope, exchange, (time.perf_counter() - began_s) * 1000)
+
+    def _write(self, scope: Scope, exchange: _Exchange, duration_ms: float) -> None:
+        record, state = exchange.record, scope["state"]
+        principal = state.get(STATE_KEY)
+        known = isinstance(principal, Principal)
+        path = scope["path"]
+        fields: dict[str, object] = {
+            "request_id": record.request_id,
+            "method": scope["method"],
+            "route": path if path in self._known_paths else "unmatched",
+            # The raw path is hostile text; the query is never logged, because it may hold secrets.
+            "path": _printable(path),
+            "status": _logged_status(exchange),
+            "code": record.code,
+            "cause": record.cause,
+            "duration_ms": _rounded(duration_ms),
+            "bytes_in": exchange.bytes_in,
+            "bytes_out": exchange.bytes_out,
+            "client_address": scope["client"][0] if scope.get("client") else None,
+            "client_id": principal.client_id if known else record.client_id,
+            "token_id": principal.token_id if known else record.token_id,
+            "scopes": sorted(principal.scopes) if known else None,
+            "model": record.model,
+            "images": record.images or None,
+            "failed_images": record.failed_images or None,
+            "image_format": record.image_format,
+            "image_width": record.image_width,
+            "image_height": record.image_height,
+            "batch_size": record.batch_size,
+            "auth_ms": _rounded(state.get("auth_ms")),
+            "decode_ms": _rounded(record.decode_ms),
+            "queue_ms": _rounded(record.queue_ms),
+            "infer_ms": _rounded(record.infer_ms),
+        }
+        self._log.info("request", **{name: value for name, value in fields.items() if value is not None})
+
+
+def _request_id(scope: Scope) -> str:
+    given = [value for name, value in scope["headers"] if name == b"x-request-id"]
+    if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]):
+        return str(given[0], "ascii")
+    return uuid.uuid4().hex
+
+
+def _logged_status(exchange: _Exchange) -> int:
+    if exchange.status is not None:
+        return exchange.status
+    return CLIENT_CLOSED_REQUEST if exchange.record.disconnected else 500
+
+
+def _printable(text: str) -> str:
+    return text[:_MAX_LOGGED_CHARACTERS].encode("unicode_escape").decode("ascii")[:_MAX_LOGGED_CHARACTERS]
+
+
+def _rounded(took_ms: float | None) -> float | None:
+    return None if took_ms is None else round(took_ms, 3)

@@ -1,0 +1,93 @@
+"""`multipart/form-data` (RFC 7578) that is in memory already: only file parts of one name, a bounded number of them, nothing on disk."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from api.errors import InvalidRequest, MalformedBody
+
+PART_NAME: Final = "file"
+
+
+def parse_files(body: bytes, content_type: str, *, max_files: int) -> list[bytes]:
+    """The contents of the parts called `file`, in order.
+
+    Args:
+        body: the whole body. It is parsed in one step, which takes a few milliseconds for 10 MiB, whatever is in it.
+        content_type: the request's `Content-Type`, which holds the boundary.
+        max_files: the most parts that are read.
+
+    Raises:
+        MalformedBody: no boundary, broken or cut off, or a part that is no file called `file`.
+        InvalidRequest: more than `max_files` parts.
+    """
+    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    if not boundary:
+        raise MalformedBody("The multipart body's content type names no boundary.")
+    reader = _Reader(max_files)
+    try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": reader.on_part_begin,
+                "on_header_field": reader.on_header_field,
+                "on_header_value": reader.on_header_value,
+                "on_header_end": reader.on_header_end,
+                "on_headers_finished": reader.on_headers_finished,
+                "on_part_data": reader.on_part_data,
+                "on_part_end": reader.on_part_end,
+                "on_end": reader.on_end,
+            },
+        )
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise MalformedBody("The body is not valid multipart/form-data.") from error
+    if not reader.complete:
+        raise MalformedBody("The multipart body ends before its closing boundary.")
+    return reader.files
+
+
+class _Reader:
+    def __init__(self, max_files: int) -> None:
+        self.files: list[bytes] = []
+        self.complete = False
+        self._max_files = max_files
+        self._name = b""
+        self._value = b""
+        self._disposition = b""
+        self._data = bytearray()
+
+    def on_part_begin(self) -> None:
+        if len(self.files) >= self._max_files:
+            raise InvalidRequest(f"There are more parts than are allowed here: {self._max_files}.")
+        self._disposition = b""
+        self._data = bytearray()
+
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def on_header_end(self) -> None:
+        if self._name.lower() == b"content-disposition":
+            self._disposition = self._value
+        self._name = self._value = b""
+
+    def on_headers_finished(self) -> None:
+        kind, options = parse_options_header(self._disposition)
+        if kind != b"form-data" or options.get(b"name") != PART_NAME.encode() or b"filename" not in options:
+            raise MalformedBody(f'Every part must be a file with the name "{PART_NAME}".')
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        self._data += data[start:end]
+
+    def on_part_end(self) -> None:
+        self.files.append(bytes(self._data))
+
+    def on_end(self) -> None:
+        self.complete = True

@@ -1,0 +1,60 @@
+"""What is known of one request by the time it is answered: the layers and routes fill it in, the context layer logs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from starlette.types import Scope
+
+from inference.types import Prediction
+
+RECORD_KEY: Final = "record"
+"""Where the record stands: `scope["state"]["record"]`."""
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """One request. Times are in milliseconds; of a batch, the slowest picture counts, because that is what the caller waited for."""
+
+    request_id: str
+    client_id: str | None = None
+    """The client that was given a token; elsewhere the principal says who asks."""
+    token_id: str | None = None
+    """The `jti` of the token that was given."""
+    code: str | None = None
+    """The problem's code when the answer is an error."""
+    cause: str | None = None
+    """Why a token was refused: a fixed word that only the log shows."""
+    disconnected: bool = False
+    """True when the client left before its answer."""
+    images: int = 0
+    failed_images: int = 0
+    image_format: str | None = None
+    image_width: int | None = None
+    image_height: int | None = None
+    model: str | None = None
+    batch_size: int | None = None
+    decode_ms: float | None = None
+    queue_ms: float | None = None
+    infer_ms: float | None = None
+
+    def note_picture(self, *, image_format: str, width_px: int, height_px: int, decode_ms: float) -> None:
+        """Remember a decoded picture: of a batch, the format and the size of the last one."""
+        self.images += 1
+        self.image_format, self.image_width, self.image_height = image_format, width_px, height_px
+        self.decode_ms = max(decode_ms, self.decode_ms or 0.0)
+
+    def note_prediction(self, prediction: Prediction) -> None:
+        """Remember what a prediction took."""
+        self.model = prediction.model.name
+        self.batch_size = max(prediction.batch_size, self.batch_size or 0)
+        self.queue_ms = max(prediction.queue_ms, self.queue_ms or 0.0)
+        self.infer_ms = max(prediction.infer_ms, self.infer_ms or 0.0)
+
+
+def record_of(scope: Scope) -> RequestRecord:
+    """The record that the context layer put into this request's scope."""
+    record = scope["state"][RECORD_KEY]
+    assert isinstance(record, RequestRecord)
+    return record

@@ -1,0 +1,47 @@
+"""Everything that the routes and layers work with, put together once by the worker process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from starlette.requests import Request
+
+from api.decoding import DecodePool
+from api.settings import Settings
+from inference.engine import Engine
+from security.clients import ClientRegistry
+from security.key_ring import KeyStore
+from security.revocation import RevocationView
+from security.tokens import TokenIssuer, TokenVerifier
+
+__all__ = ["DecodePool", "Lifecycle", "Services", "services_of"]
+
+
+@dataclass(slots=True)
+class Lifecycle:
+    """What the worker process tells the routes about itself."""
+
+    draining: bool = False
+    """True from SIGTERM on: readiness is refused, predictions are still served."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """What `create_app` needs. Built, and let go of, by the worker process."""
+
+    settings: Settings
+    engine: Engine
+    registry: ClientRegistry
+    issuer: TokenIssuer
+    verifier: TokenVerifier
+    revocations: RevocationView
+    keys: KeyStore
+    decoder: DecodePool
+    lifecycle: Lifecycle = field(default_factory=Lifecycle)
+
+
+def services_of(request: Request) -> Services:
+    """The services of the app that serves this request."""
+    services = request.app.state.services
+    assert isinstance(services, Services)
+    return services
