@@ -25,7 +25,7 @@ check: .venv/.check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/vulture
-	$(BIN)/bandit -q -c pyproject.toml -r api security inference
+	$(BIN)/bandit -q -c pyproject.toml --severity-level medium -r api security inference
 	$(BIN)/hadolint Dockerfile
 	PATH="$$PWD/$(BIN):$$PATH" shellcheck .ci/run locks/*.sh
 	$(BIN)/python locks/lock.py --check
