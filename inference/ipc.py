@@ -82,9 +82,11 @@ class FrameProtocol(asyncio.BufferedProtocol):
         self,
         on_frame: Callable[[bytes, bytearray], None],
         on_lost: Callable[[], None],
+        on_made: Callable[[], None] = lambda: None,
     ) -> None:
         self._on_frame = on_frame
         self._on_lost = on_lost
+        self._on_made = on_made
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray(_READ_BUFFER_BYTES)
         self._filled = 0
@@ -93,9 +95,10 @@ class FrameProtocol(asyncio.BufferedProtocol):
         self._payload_filled = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport for `send`."""
+        """Keep the transport for `send`, and tell the owner."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._on_made()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the owner once; what was half received is dropped."""

@@ -55,3 +55,9 @@ class InferenceSettings(BaseModel):
         le=500_000_000,
         description="The most pixels (width x height) that a picture's header may promise; more is answered 413.",
     )
+
+    @property
+    def weights_path(self) -> Path | None:
+        """The local file that `weights` names, or None when it names a card or a package."""
+        is_file = self.weights.endswith((".pth", ".pt", ".safetensors")) or "/" in self.weights
+        return Path(self.weights).expanduser() if is_file and not self.weights.startswith("package:") else None

@@ -27,7 +27,11 @@ class _Connection:
 
     def __init__(self, server: EngineServer) -> None:
         self._server = server
-        self.frames = FrameProtocol(self._on_frame, self._on_lost)
+        self.frames = FrameProtocol(self._on_frame, self._on_lost, self._on_made)
+
+    def _on_made(self) -> None:
+        self._server.connections.add(self)
+        self.frames.send(StatusChanged(self._server.status))
 
     def _on_frame(self, meta: bytes, payload: bytearray) -> None:
         try:
@@ -77,13 +81,7 @@ class EngineServer:
     async def listen(self, path: Path) -> None:
         """Listen at `path`, replacing what a dead predecessor left there."""
         path.unlink(missing_ok=True)
-        self._server = await self._loop.create_unix_server(self._connect, str(path))
-
-    def _connect(self) -> FrameProtocol:
-        connection = _Connection(self)
-        self.connections.add(connection)
-        self._loop.call_soon(lambda: connection.frames.send(StatusChanged(self.status)))
-        return connection.frames
+        self._server = await self._loop.create_unix_server(lambda: _Connection(self).frames, str(path))
 
     def publish(self, status: EngineStatus) -> None:
         """Tell every API worker. From any thread."""

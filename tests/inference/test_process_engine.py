@@ -1,0 +1,302 @@
+"""The engine's two halves over a real unix socket, with a model whose answer is written in the picture."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import threading
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from inference.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, Overloaded
+from inference.ipc import FrameProtocol, Predict
+from inference.process_engine import ProcessEngine
+from inference.types import EngineStatus, ModelInfo, Pixels, Preprocessing
+from inference.worker.batcher import Batcher
+from inference.worker.queue import FairQueue
+from inference.worker.server import EngineServer
+
+SIDE = 8
+INFO = ModelInfo(
+    name="echo",
+    version="1",
+    digest="sha256:00",
+    precision="fp32",
+    device="cpu",
+    preprocessing=Preprocessing(resize_px=SIDE, crop_px=SIDE, interpolation="bilinear"),
+    labels=tuple(f"label {number}" for number in range(65_536)),
+)
+
+
+def picture(number: int) -> Pixels:
+    """A picture that says which class it is."""
+    pixels = np.full((SIDE, SIDE, 3), 7, np.uint8)
+    pixels[0, 0, 0], pixels[0, 0, 1] = number % 256, number // 256
+    return pixels
+
+
+@dataclass
+class EchoModel:
+    """Answers with the class written in each picture; can be held at the gate, and fails when told to."""
+
+    max_batch: int = 4
+    open: threading.Event = field(default_factory=threading.Event)
+    entered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    ran: list[list[int]] = field(default_factory=list)
+    fails: bool = False
+
+    def infer(self, pixels: Sequence[Pixels]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        self.entered.release()
+        assert self.open.wait(30)
+        if self.fails:
+            raise RuntimeError("the device is gone")
+        numbers = [int(one[0, 0, 0]) + 256 * int(one[0, 0, 1]) for one in pixels]
+        self.ran.append(numbers)
+        ids = np.array([[number, (number + 1) % 65_536] for number in numbers], np.int64)
+        return ids, np.tile(np.array([0.75, 0.25], np.float32), (len(numbers), 1))
+
+
+class Stand:
+    """An engine server on a socket, with its device thread, as `inference.worker.process` puts them together."""
+
+    def __init__(self, path: Path, model: EchoModel, *, queue_size: int = 64, seconds_per_image: float = 0.0) -> None:
+        self.path = path
+        self.model = model
+        self.queue = FairQueue(queue_size)
+        self.server = EngineServer(self.queue)
+        self.batcher = Batcher(self.queue, model, deliver=self.server.deliver, seconds_per_image=seconds_per_image)
+        self._thread = threading.Thread(target=self.batcher.run, daemon=True)
+
+    async def start(self) -> None:
+        await self.server.listen(self.path)
+        self.server.admit = self.batcher.admit
+        self.server.status = EngineStatus(phase="ready", models=(INFO,))
+        self._thread.start()
+
+    async def stop(self) -> None:
+        self.model.open.set()
+        await self.server.aclose()
+        await asyncio.to_thread(self._thread.join, 30)
+
+    async def running(self) -> None:
+        """Wait until a batch is at the model."""
+        assert await asyncio.to_thread(self.model.entered.acquire, timeout=30)
+
+
+async def until(condition: object) -> None:
+    assert callable(condition)
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110  the condition is of another thread or process
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+async def stand(tmp_path: Path) -> AsyncIterator[Stand]:
+    stand = Stand(tmp_path / "engine.sock", EchoModel())
+    await stand.start()
+    yield stand
+    await stand.stop()
+
+
+@pytest.fixture
+async def engine(stand: Stand) -> AsyncIterator[ProcessEngine]:
+    engine = ProcessEngine([stand.path], max_pending=64)
+    engine.start()
+    await until(lambda: engine.status().ready)
+    yield engine
+    await engine.aclose()
+
+
+async def test_the_answer_is_that_of_the_picture_with_its_labels_and_timings(stand: Stand, engine: ProcessEngine) -> None:
+    stand.model.open.set()
+    prediction = await engine.predict(picture(285), top_k=2, timeout_s=30, client="c")
+    assert [(score.class_id, score.label, score.confidence) for score in prediction.scores] == [
+        (285, "label 285", 0.75),
+        (286, "label 286", 0.25),
+    ]
+    assert prediction.model.name == "echo"
+    assert prediction.batch_size == 1
+    assert prediction.infer_ms > 0
+    assert prediction.queue_ms >= 0
+
+
+async def test_top_k_cuts_the_answer(stand: Stand, engine: ProcessEngine) -> None:
+    stand.model.open.set()
+    assert len((await engine.predict(picture(1), top_k=1, timeout_s=30, client="c")).scores) == 1
+
+
+async def test_what_waits_while_a_batch_runs_becomes_the_next_batch(stand: Stand, engine: ProcessEngine) -> None:
+    first = asyncio.create_task(engine.predict(picture(0), top_k=1, timeout_s=30, client="c"))
+    await stand.running()
+    rest = [asyncio.create_task(engine.predict(picture(n), top_k=1, timeout_s=30, client="c")) for n in range(1, 6)]
+    await until(lambda: len(stand.queue) == 5)
+    stand.model.open.set()
+    await asyncio.gather(first, *rest)
+    assert stand.model.ran == [[0], [1, 2, 3, 4], [5]]
+
+
+async def test_no_picture_gets_the_answer_of_another_among_many_workers_some_of_whom_leave(stand: Stand) -> None:
+    stand.model.open.set()
+    rng = random.Random(7)
+    workers = [ProcessEngine([stand.path], max_pending=64) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    await until(lambda: all(worker.status().ready for worker in workers))
+    numbers = itertools.count()
+    answered = 0
+
+    async def client(worker: ProcessEngine, name: str) -> None:
+        nonlocal answered
+        for _ in range(60):
+            number = next(numbers)
+            call = asyncio.create_task(worker.predict(picture(number), top_k=2, timeout_s=30, client=name))
+            if rng.random() < 0.25:
+                for _ in range(rng.randrange(4)):
+                    await asyncio.sleep(0)
+                call.cancel()
+            try:
+                prediction = await call
+            except (asyncio.CancelledError, Overloaded):
+                continue
+            assert [score.class_id for score in prediction.scores] == [number, number + 1]
+            answered += 1
+
+    await asyncio.gather(*(client(worker, f"client {n}") for n, worker in enumerate(workers * 6)))
+    assert answered > 500
+    for worker in workers:
+        await worker.aclose()
+
+
+async def test_a_caller_who_leaves_frees_his_place_and_is_never_run(stand: Stand, engine: ProcessEngine) -> None:
+    first = asyncio.create_task(engine.predict(picture(1), top_k=1, timeout_s=30, client="c"))
+    await stand.running()
+    second = asyncio.create_task(engine.predict(picture(2), top_k=1, timeout_s=30, client="c"))
+    await until(lambda: len(stand.queue) == 1)
+    second.cancel()
+    await until(lambda: len(stand.queue) == 0)
+    stand.model.open.set()
+    await first
+    assert stand.model.ran == [[1]]
+
+
+async def test_the_pictures_of_a_worker_that_died_are_never_run(stand: Stand, engine: ProcessEngine) -> None:
+    first = asyncio.create_task(engine.predict(picture(1), top_k=1, timeout_s=30, client="c"))
+    await stand.running()
+    frames = FrameProtocol(lambda meta, payload: None, lambda: None)
+    await asyncio.get_running_loop().create_unix_connection(lambda: frames, str(stand.path))
+    frames.send(Predict(1, 1, 2**62, "dying"), picture(9).tobytes())
+    await until(lambda: len(stand.queue) == 1)
+    frames.close()
+    await until(lambda: len(stand.queue) == 0)
+    stand.model.open.set()
+    await first
+    assert stand.model.ran == [[1]]
+
+
+async def test_a_deadline_that_passes_in_the_queue_is_504_and_the_picture_is_never_run(stand: Stand, engine: ProcessEngine) -> None:
+    first = asyncio.create_task(engine.predict(picture(1), top_k=1, timeout_s=30, client="c"))
+    await stand.running()
+    with pytest.raises(DeadlineExceeded):
+        await engine.predict(picture(2), top_k=1, timeout_s=0.05, client="c")
+    stand.model.open.set()
+    await first
+    assert stand.model.ran == [[1]]
+
+
+async def test_a_full_queue_is_refused_at_once(tmp_path: Path) -> None:
+    stand = Stand(tmp_path / "s", EchoModel(), queue_size=1)
+    await stand.start()
+    engine = ProcessEngine([stand.path], max_pending=64)
+    engine.start()
+    await until(lambda: engine.status().ready)
+    first = asyncio.create_task(engine.predict(picture(1), top_k=1, timeout_s=30, client="c"))
+    await stand.running()
+    second = asyncio.create_task(engine.predict(picture(2), top_k=1, timeout_s=30, client="c"))
+    await until(lambda: len(stand.queue) == 1)
+    with pytest.raises(Overloaded) as refusal:
+        await engine.predict(picture(3), top_k=1, timeout_s=30, client="c")
+    assert refusal.value.retry_after_s >= 1
+    stand.model.open.set()
+    await asyncio.gather(first, second)
+    await engine.aclose()
+    await stand.stop()
+
+
+async def test_a_wait_predicted_past_the_deadline_is_refused_at_once_with_its_length(tmp_path: Path) -> None:
+    stand = Stand(tmp_path / "s", EchoModel(), seconds_per_image=7.0)
+    await stand.start()
+    engine = ProcessEngine([stand.path], max_pending=64)
+    engine.start()
+    await until(lambda: engine.status().ready)
+    first = asyncio.create_task(engine.predict(picture(1), top_k=1, timeout_s=30, client="c"))
+    await stand.running()
+    with pytest.raises(Overloaded) as refusal:
+        await engine.predict(picture(2), top_k=1, timeout_s=5, client="c")
+    assert refusal.value.retry_after_s == 7
+    stand.model.open.set()
+    await first
+    await engine.aclose()
+    await stand.stop()
+
+
+async def test_one_worker_may_hold_no_more_than_its_bound(stand: Stand) -> None:
+    engine = ProcessEngine([stand.path], max_pending=1)
+    engine.start()
+    await until(lambda: engine.status().ready)
+    first = asyncio.create_task(engine.predict(picture(1), top_k=1, timeout_s=30, client="c"))
+    await stand.running()
+    with pytest.raises(Overloaded):
+        await engine.predict(picture(2), top_k=1, timeout_s=30, client="c")
+    stand.model.open.set()
+    await first
+    await engine.aclose()
+
+
+async def test_a_failed_forward_pass_fails_its_callers_and_the_next_batch_runs(stand: Stand, engine: ProcessEngine) -> None:
+    stand.model.open.set()
+    stand.model.fails = True
+    with pytest.raises(InferenceFailed):
+        await engine.predict(picture(1), top_k=1, timeout_s=30, client="c")
+    stand.model.fails = False
+    assert (await engine.predict(picture(2), top_k=1, timeout_s=30, client="c")).scores[0].class_id == 2
+
+
+async def test_an_engine_that_goes_fails_its_callers_at_once_and_is_found_again(tmp_path: Path) -> None:
+    stand = Stand(tmp_path / "s", EchoModel())
+    await stand.start()
+    engine = ProcessEngine([stand.path], max_pending=64)
+    engine.start()
+    await until(lambda: engine.status().ready)
+    held = asyncio.create_task(engine.predict(picture(1), top_k=1, timeout_s=300, client="c"))
+    await stand.running()
+    for connection in tuple(stand.server.connections):
+        connection.frames.close()
+    with pytest.raises(EngineUnavailable):
+        await held
+    await until(lambda: engine.status().ready)
+    stand.model.open.set()
+    assert (await engine.predict(picture(5), top_k=1, timeout_s=30, client="c")).scores[0].class_id == 5
+    await engine.aclose()
+    await stand.stop()
+
+
+async def test_without_an_engine_a_prediction_is_refused_and_the_status_says_so(tmp_path: Path) -> None:
+    engine = ProcessEngine([tmp_path / "nobody"], max_pending=64)
+    engine.start()
+    with pytest.raises(EngineUnavailable):
+        await engine.predict(picture(1), top_k=1, timeout_s=30, client="c")
+    assert engine.status().phase == "starting"
+    await engine.aclose()
+
+
+async def test_a_picture_of_another_size_fails_alone(stand: Stand, engine: ProcessEngine) -> None:
+    stand.model.open.set()
+    with pytest.raises(InferenceFailed):
+        await engine.predict(np.zeros((SIDE, SIDE + 1, 3), np.uint8), top_k=1, timeout_s=30, client="c")
+    assert (await engine.predict(picture(3), top_k=1, timeout_s=30, client="c")).scores[0].class_id == 3

@@ -1,0 +1,117 @@
+"""The queue that the engine's batches are drawn from."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+
+from inference.worker.queue import Entry, FairQueue
+
+FAR_NS = 10**18
+
+
+def entry(number: int, client: str = "a", *, deadline_ns: int | None = None) -> Entry:
+    deadline_ns = time.monotonic_ns() + FAR_NS if deadline_ns is None else deadline_ns
+    return Entry(number, number, np.zeros((1, 1, 3), np.uint8), 1, deadline_ns, client, lambda _: None)
+
+
+def ids(entries: list[Entry]) -> list[int]:
+    return [entry.id for entry in entries]
+
+
+def test_a_batch_takes_no_more_than_it_may() -> None:
+    queue = FairQueue(10)
+    for number in range(5):
+        assert queue.put(entry(number))
+    assert ids(queue.take(3)[0]) == [0, 1, 2]
+    assert ids(queue.take(3)[0]) == [3, 4]
+
+
+def test_a_full_queue_refuses_one_more_and_has_room_again_after_a_batch() -> None:
+    queue = FairQueue(2)
+    assert queue.put(entry(1))
+    assert queue.put(entry(2))
+    assert not queue.put(entry(3))
+    queue.take(1)
+    assert queue.put(entry(3))
+
+
+def test_clients_are_served_in_turn_so_a_flood_costs_another_one_place() -> None:
+    queue = FairQueue(100)
+    for number in range(20):
+        queue.put(entry(number, "flood"))
+    queue.put(entry(100, "single"))
+    queue.put(entry(200, "other"))
+    assert ids(queue.take(4)[0]) == [0, 100, 200, 1]
+
+
+def test_turns_go_on_where_the_last_batch_ended() -> None:
+    queue = FairQueue(100)
+    for number in range(3):
+        queue.put(entry(number, "a"))
+        queue.put(entry(10 + number, "b"))
+        queue.put(entry(20 + number, "c"))
+    assert ids(queue.take(2)[0]) == [0, 10]
+    assert ids(queue.take(2)[0]) == [20, 1]
+
+
+def test_a_picture_whose_deadline_has_passed_is_handed_back_and_not_run() -> None:
+    queue = FairQueue(10)
+    queue.put(entry(1, deadline_ns=time.monotonic_ns() - 1))
+    queue.put(entry(2))
+    batch, late = queue.take(8)
+    assert (ids(batch), ids(late)) == ([2], [1])
+
+
+def test_the_place_of_a_caller_who_left_is_freed_at_once() -> None:
+    queue = FairQueue(2)
+    queue.put(entry(1))
+    queue.put(entry(2))
+    queue.discard(1)
+    assert len(queue) == 1
+    assert queue.put(entry(3))
+    assert ids(queue.take(8)[0]) == [2, 3]
+
+
+def test_discarding_what_is_not_there_changes_nothing() -> None:
+    queue = FairQueue(2)
+    queue.put(entry(1))
+    queue.discard(7)
+    assert len(queue) == 1
+
+
+def test_everything_of_a_lost_connection_is_dropped_and_nothing_else() -> None:
+    queue = FairQueue(10)
+    for number in range(6):
+        queue.put(entry(number, "a" if number % 2 else "b"))
+    queue.discard_where(lambda key: isinstance(key, int) and key < 4)
+    assert sorted(ids(queue.take(8)[0])) == [4, 5]
+
+
+def test_taking_waits_for_work_and_closing_ends_the_wait() -> None:
+    queue = FairQueue(10)
+    taken: list[tuple[list[Entry], list[Entry]]] = []
+    first = threading.Event()
+
+    def work() -> None:
+        taken.append(queue.take(8))
+        first.set()
+        taken.append(queue.take(8))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    queue.put(entry(1))
+    assert first.wait(10)
+    assert queue.close() == []
+    thread.join(10)
+    assert ids(taken[0][0]) == [1]
+    assert taken[1] == ([], [])
+
+
+def test_a_closed_queue_hands_back_what_waited_and_takes_no_more() -> None:
+    queue = FairQueue(10)
+    queue.put(entry(1))
+    assert ids(queue.close()) == [1]
+    assert not queue.put(entry(2))
