@@ -20,7 +20,7 @@ _MAX_MESSAGE_CHARACTERS: Final = 2000
 
 def configure_logging(
     level: Literal["debug", "info", "warning", "error"],
-    log_format: Literal["auto", "json", "text"],
+    format: Literal["auto", "json", "text"],  # noqa: A002 # what the setting is called
     *,
     stream: TextIO | None = None,
 ) -> None:
@@ -28,11 +28,11 @@ def configure_logging(
 
     Args:
         level: the least serious level that is written.
-        log_format: `json` (one object a line), `text`, or `auto`: text where `stream` is a terminal, else JSON.
+        format: `json` (one object a line), `text`, or `auto`: text where `stream` is a terminal, else JSON.
         stream: where the lines go; standard output when None.
     """
     output = sys.stdout if stream is None else stream
-    as_text = log_format == "text" or (log_format == "auto" and output.isatty())
+    as_text = format == "text" or (format == "auto" and output.isatty())
     numeric_level = logging.getLevelNamesMapping()[level.upper()]
     common: list[Processor] = [
         structlog.contextvars.merge_contextvars,
