@@ -18,7 +18,7 @@ def read_config() -> dict[str, Any]:
     return values
 
 
-def when_supervisor_dies(act: Callable[[], None]) -> None:
+def when_supervisor_dies(act: Callable[[], object]) -> None:
     """Call `act`, on a thread of its own, when the supervisor's end of the pipe closes."""
 
     def watch() -> None:

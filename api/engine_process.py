@@ -31,7 +31,7 @@ async def _run(config: dict[str, Any]) -> None:
 def main() -> None:
     """Serve until SIGTERM or the supervisor's end; exit code 78 when the model cannot be served as configured."""
     config = read_config()
-    configure_logging(level=config["log"]["level"], format=config["log"]["format"])
+    configure_logging(config["log"]["level"], config["log"]["format"])
     code = 0
     try:
         uvloop.run(_run(config))

@@ -70,7 +70,7 @@ def _configure_stdlib(output: TextIO, numeric_level: int, common: list[Processor
     # Its lines hold the query string, and the context layer writes the request line.
     logging.getLogger("uvicorn.access").disabled = True
     # The libraries' own detail (SQL statements, sockets) is nobody's business at our debug level.
-    for name in ("sqlalchemy", "aiosqlite", "asyncio", "PIL", "python_multipart"):
+    for name in ("alembic", "sqlalchemy", "aiosqlite", "asyncio", "PIL", "python_multipart"):
         logging.getLogger(name).setLevel(max(numeric_level, logging.WARNING))
     logging.captureWarnings(capture=True)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 import msgspec
 
@@ -96,8 +96,8 @@ class FrameProtocol(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport for `send`, and tell the owner."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are asyncio.Transport by their methods only.
+        self._transport = cast("asyncio.Transport", transport)
         self._on_made()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -100,7 +100,10 @@ class Batcher:
                         (started_ns - entry.received_ns) / 1e6,
                         infer_ms,
                         len(batch),
-                    ),
+                    )
+                    # The model marks a picture whose pass overflowed with NaN: it fails alone.
+                    if math.isfinite(scores[row][0])
+                    else Failure(entry.id, "failed"),
                 )
                 for row, entry in enumerate(batch)
             ]

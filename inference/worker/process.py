@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import structlog
@@ -52,8 +52,9 @@ async def serve(candidates: Sequence[InferenceSettings], socket: Path, *, connec
     device_thread = threading.Thread(target=work, name="device", daemon=True)
     device_thread.start()
     stopped = asyncio.create_task(stop.wait())
+    waits: set[asyncio.Future[Any]] = {stopped, failed}
     try:
-        await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if failed.done():
             failed.result()
     finally:

@@ -1,0 +1,73 @@
+"""What `serve` checks and makes before anything is started: an operator's mistake is one clear line, and nothing is half-started."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import Final
+
+import structlog
+
+from api.settings import ConfigurationError, HttpSettings, Settings
+from inference.settings import InferenceSettings
+from security.clients import ClientRegistry
+from security.database import Database
+from security.keys import ensure_keys
+
+_log: Final = structlog.get_logger()
+
+
+async def prepare(settings: Settings) -> None:
+    """Check the files that the settings name, make the signing key where that is allowed, and bring the registry up to date.
+
+    Raises:
+        ConfigurationError: a file is missing or of no use.
+        KeysError: the keys folder is empty (and must not be filled by us), unwritable, or holds what is no key.
+        RegistryError: the database is out of reach, or its tables are out of date.
+    """
+    _check_tls(settings.http)
+    _check_local_files(settings.inference)
+    url = settings.security.database_url.get_secret_value()
+    is_sqlite = url.startswith("sqlite")
+    created_kid = await asyncio.to_thread(ensure_keys, settings.security.keys_dir, may_create=is_sqlite)
+    if created_kid is not None:
+        _log.warning(
+            "signing_key_created", kid=created_kid, keys_dir=str(settings.security.keys_dir), hint="keep it secret, and back it up"
+        )
+    database = Database(url)
+    try:
+        if is_sqlite:
+            await database.upgrade()
+        else:
+            await database.check_schema()
+        if not await ClientRegistry(database).list_all():
+            _log.warning("no_clients", hint="make the first one: lensgate clients create my-app --scope predict")
+    finally:
+        await database.aclose()
+    if settings.http.tls_cert is None and not settings.http.is_loopback:
+        _log.warning(
+            "plain_http",
+            host=settings.http.host,
+            hint="tokens travel in clear: set TLS_CERT and TLS_KEY, or stand behind a proxy that has them",
+        )
+
+
+def _check_tls(http: HttpSettings) -> None:
+    if http.tls_cert is None or http.tls_key is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(http.tls_cert, http.tls_key, password=_no_password)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "they are not a PEM certificate and its key"
+        raise ConfigurationError(f"LENSGATE_HTTP__TLS_CERT and LENSGATE_HTTP__TLS_KEY cannot be used: {reason}") from error
+
+
+def _no_password() -> str:
+    # Without this OpenSSL would ask on the terminal, and a service would hang.
+    raise ValueError("an encrypted key")
+
+
+def _check_local_files(inference: InferenceSettings) -> None:
+    for name, path in (("WEIGHTS", inference.weights_path), ("LABELS", inference.labels)):
+        if path is not None and not path.is_file():
+            raise ConfigurationError(f"LENSGATE_INFERENCE__{name}: there is no file {path}")
