@@ -1,0 +1,52 @@
+"""Chooses the device and the number format that a model runs with."""
+
+from __future__ import annotations
+
+import torch
+
+from inference.errors import ModelLoadError
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# NVIDIA's Ampere, the first with bf16 in its tensor cores.
+_FIRST_BF16_CAPABILITY = (8, 0)
+
+
+def resolve_device(setting: str) -> torch.device:
+    """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`; `cuda` is `cuda:0`.
+
+    Raises:
+        ModelLoadError: a CUDA device is asked for that is not there.
+    """
+    if setting == "cpu":
+        return torch.device("cpu")
+    available = torch.cuda.is_available()
+    if setting == "auto":
+        return torch.device("cuda:0" if available else "cpu")
+    if not available:
+        built = "the installed torch is a build without CUDA" if torch.version.cuda is None else "torch finds no NVIDIA GPU or driver"
+        raise ModelLoadError(f"LENSGATE_INFERENCE__DEVICE={setting}, but {built}. Use auto or cpu.")
+    device = torch.device(setting)
+    index = device.index or 0
+    if index >= torch.cuda.device_count():
+        raise ModelLoadError(f"LENSGATE_INFERENCE__DEVICE={setting}, but there are {torch.cuda.device_count()} GPUs, counted from 0.")
+    return torch.device("cuda", index)
+
+
+def resolve_precision(setting: str, device: torch.device) -> str:
+    """Return `fp32`, `bf16` or `fp16`; `auto` is the fastest that the device computes in its own instructions."""
+    if setting != "auto":
+        return setting
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= _FIRST_BF16_CAPABILITY else "fp16"
+    return "bf16" if _cpu_computes_bf16() else "fp32"
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """Return torch's name for `fp32`, `bf16` or `fp16`."""
+    return _DTYPES[precision]
+
+
+def _cpu_computes_bf16() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
