@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import msgspec
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -9,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Route
 
 from api.access import access_table
 from api.middleware.boundary import BoundaryMiddleware
@@ -32,7 +34,6 @@ def create_app(services: Services) -> FastAPI:
     routes = _routes(docs=services.settings.http.docs)
     access = access_table(routes)
     document = msgspec.json.encode(build_document(routes))
-    _allow_head(routes)
     app = FastAPI(
         title=TITLE,
         version=API_VERSION,
@@ -44,7 +45,7 @@ def create_app(services: Services) -> FastAPI:
         exception_handlers={HTTPException: _leave_to_the_boundary, RequestValidationError: _leave_to_the_boundary},
     )
     # Not include_router: since 0.137 FastAPI keeps included routers lazy, and what walks the routes (the access table) would miss them.
-    app.router.routes.extend(routes)
+    app.router.routes.extend(_with_head(route) for route in routes)
     app.state.services = services
     app.state.openapi_json = document
     return app
@@ -71,12 +72,12 @@ def _routes(*, docs: bool) -> list[BaseRoute]:
     return [route for router in routers for route in router.routes]
 
 
-def _allow_head(routes: list[BaseRoute]) -> None:
-    # RFC 9110 section 9.1: HEAD goes with GET. After the document is made, because FastAPI would describe it as an operation of its own.
-    for route in routes:
-        methods: set[str] | None = getattr(route, "methods", None)
-        if methods is not None and "GET" in methods:
-            methods.add("HEAD")
+def _with_head(route: BaseRoute) -> BaseRoute:
+    # RFC 9110 section 9.1: HEAD goes with GET. On a copy, because FastAPI would describe it as an operation of its own.
+    served = copy(route)
+    if isinstance(served, Route) and served.methods and "GET" in served.methods:
+        served.methods = served.methods | {"HEAD"}
+    return served
 
 
 async def _leave_to_the_boundary(_: Request, error: Exception) -> Response:

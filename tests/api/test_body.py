@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.requests import ClientDisconnect, Request
+
+from api.body import decode_base64, read_picture, read_pictures
+from api.errors import ApiError, InvalidRequest, MalformedBody
+from api.multipart import parse_files
+from security.errors import BodyTooLarge
+
+_TYPES = ["application/json", "multipart/form-data; boundary=x", "image/png"]
+_ALMOST = st.lists(
+    st.sampled_from(
+        [
+            b"--x",
+            b"--x--",
+            b"\r\n",
+            b'Content-Disposition: form-data; name="file"; filename="a"',
+            b'{"image":',
+            b'"',
+            b"[",
+            b"}",
+            b"NaN",
+            b",",
+        ]
+    )
+    | st.binary(max_size=8)
+).map(b"".join)
+
+
+def _request(content_type: str, body: bytes) -> Request:
+    messages: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+    return Request({"type": "http", "method": "POST", "headers": [(b"content-type", content_type.encode())]}, receive)
+
+
+@given(st.binary(), st.sampled_from(["", "data:image/png;base64,", "DATA:;BASE64,"]))
+def test_base64_gives_back_what_was_encoded(data: bytes, head: str) -> None:
+    assert decode_base64(head + base64.b64encode(data).decode(), max_bytes=len(data)) == data
+
+
+@given(st.binary(min_size=1))
+def test_base64_that_stands_for_too_much_is_refused_before_it_is_decoded(data: bytes) -> None:
+    text = base64.b64encode(data).decode()
+    with pytest.raises(BodyTooLarge):
+        decode_base64(text, max_bytes=len(data) - 1)
+    # Decoding this would be an InvalidRequest: the size is looked at first.
+    with pytest.raises(BodyTooLarge):
+        decode_base64("!" * len(text), max_bytes=len(data) - 3)
+
+
+@given(st.text())
+def test_any_text_is_base64_or_an_invalid_request(text: str) -> None:
+    try:
+        data = decode_base64(text, max_bytes=10_000)
+    except InvalidRequest:
+        return
+    assert base64.b64encode(data).decode() == text or text.lower().startswith("data:")
+
+
+@given(_ALMOST, st.sampled_from(_TYPES))
+def test_any_body_is_read_or_refused_on_purpose(body: bytes, content_type: str) -> None:
+    for read in (
+        read_picture(_request(content_type, body), max_bytes=1000),
+        read_pictures(_request(content_type, body), max_images=3, max_bytes=1000),
+    ):
+        try:
+            pictures = asyncio.run(read)
+        except (ApiError, BodyTooLarge):
+            continue
+        assert isinstance(pictures, bytes) or 1 <= len(pictures) <= 3
+
+
+async def test_a_client_that_leaves_during_its_upload_is_a_disconnect() -> None:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    request = Request({"type": "http", "method": "POST", "headers": [(b"content-type", b"image/png")]}, receive)
+    with pytest.raises(ClientDisconnect):
+        await read_picture(request, max_bytes=10)
+
+
+@given(st.lists(st.binary(max_size=50), min_size=1, max_size=4))
+def test_multipart_gives_back_every_file_in_order(files: list[bytes]) -> None:
+    boundary = b"Zx9-Zx9-Zx9-Zx9-Zx9"
+    head = b'\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
+    body = b"".join(b"--" + boundary + head + data + b"\r\n" for data in files) + b"--" + boundary + b"--\r\n"
+
+    assert parse_files(body, f"multipart/form-data; boundary={boundary.decode()}", max_files=4) == files
+
+
+def test_a_part_with_very_many_headers_is_malformed() -> None:
+    body = b"--x\r\n" + b"A: b\r\n" * 100_000
+    with pytest.raises(MalformedBody):
+        parse_files(body, "multipart/form-data; boundary=x", max_files=1)
+
+
+def test_a_boundary_that_is_too_long_is_malformed() -> None:
+    with pytest.raises(MalformedBody):
+        parse_files(b"--x", "multipart/form-data; boundary=" + "x" * 10_000, max_files=1)

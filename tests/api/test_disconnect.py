@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from starlette.requests import ClientDisconnect
+
+from api.disconnect import until_disconnect
+
+
+class Channel:
+    """An ASGI receive channel: `leave()` is the client going away."""
+
+    def __init__(self) -> None:
+        self._left = asyncio.Event()
+
+    def leave(self) -> None:
+        self._left.set()
+
+    async def receive(self) -> dict[str, Any]:
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+
+def _other_tasks() -> set[asyncio.Task[Any]]:
+    return asyncio.all_tasks() - {asyncio.current_task()}
+
+
+async def test_work_that_ends_first_goes_through_and_leaves_no_task() -> None:
+    async with until_disconnect(Channel().receive):
+        await asyncio.sleep(0)
+
+    assert _other_tasks() == set()
+
+
+async def test_a_client_that_leaves_cancels_the_work() -> None:
+    channel, endless = Channel(), asyncio.get_running_loop().create_future()
+
+    async def work() -> None:
+        async with until_disconnect(channel.receive):
+            channel.leave()
+            await endless
+
+    with pytest.raises(ClientDisconnect):
+        await work()
+
+    assert endless.cancelled()
+    assert _other_tasks() == set()
+
+
+async def test_an_error_of_the_work_goes_through() -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with until_disconnect(Channel().receive):
+            raise ZeroDivisionError
+
+    assert _other_tasks() == set()
+
+
+async def test_a_timeout_of_the_work_is_not_taken_for_a_disconnect() -> None:
+    with pytest.raises(TimeoutError):
+        async with until_disconnect(Channel().receive):
+            raise TimeoutError
+
+
+async def test_a_cancellation_from_outside_stays_one() -> None:
+    async def work() -> None:
+        async with until_disconnect(Channel().receive):
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert _other_tasks() == set()

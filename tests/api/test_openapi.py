@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from starlette.routing import Route
+
+from api.app import create_app
+from api.errors import KINDS
+from api.openapi import API_VERSION
+from security.access import SCOPES
+
+if TYPE_CHECKING:
+    from api.conftest import Gate
+
+
+@pytest.fixture
+def document(gate: Gate) -> dict[str, Any]:
+    answer = gate.http.get("/openapi.json").json()
+    assert isinstance(answer, dict)
+    return answer
+
+
+def _operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(method.upper(), path): operation for path, item in document["paths"].items() for method, operation in item.items()}
+
+
+def test_the_document_describes_every_route_but_the_pages(gate: Gate, document: dict[str, Any]) -> None:
+    routes = {
+        (method, route.path)
+        for route in create_app(gate.services).routes
+        if isinstance(route, Route) and not route.path.startswith(("/docs", "/openapi.json", "/static/"))
+        for method in route.methods or ()
+        if method != "HEAD"
+    }
+
+    assert set(_operations(document)) == routes
+    assert ("POST", "/predict") in routes
+
+
+def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    def references(node: object) -> set[str]:
+        if isinstance(node, dict):
+            own = {node["$ref"]} if "$ref" in node else set()
+            return own.union(*(references(value) for value in node.values()))
+        return set().union(*(references(value) for value in node)) if isinstance(node, list) else set()
+
+    known = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+    assert references(document) <= known
+    assert references(document)
+
+
+def test_guarded_operations_need_their_scope_and_document_its_refusals(document: dict[str, Any]) -> None:
+    for (_, path), operation in _operations(document).items():
+        if path in {"/predict", "/predict/batch", "/models"}:
+            assert operation["security"] == [{"clientCredentials": ["predict"]}]
+            assert {"200", "401", "403", "500"} <= set(operation["responses"])
+        else:
+            assert operation["security"] == []
+
+
+def test_predict_documents_every_status_that_it_can_answer(document: dict[str, Any]) -> None:
+    documented = set(document["paths"]["/predict"]["post"]["responses"])
+
+    not_of_this_route = {"not_found", "method_not_allowed"}
+    assert documented == {"200"} | {str(kind.status) for code, kind in KINDS.items() if code not in not_of_this_route}
+
+
+def test_predict_documents_its_bodies_and_its_parameter(document: dict[str, Any]) -> None:
+    operation = document["paths"]["/predict"]["post"]
+
+    assert set(operation["requestBody"]["content"]) == {
+        "application/json",
+        "multipart/form-data",
+        "image/jpeg",
+        "image/png",
+        "image/webp",
+    }
+    [top_k] = operation["parameters"]
+    assert (top_k["name"], top_k["schema"]["minimum"], top_k["schema"]["maximum"], top_k["schema"]["default"]) == ("top_k", 1, 100, 5)
+
+
+def test_authorising_in_the_docs_uses_the_token_endpoint_with_every_scope(document: dict[str, Any]) -> None:
+    scheme = document["components"]["securitySchemes"]["clientCredentials"]
+
+    assert scheme["type"] == "oauth2"
+    flow = scheme["flows"]["clientCredentials"]
+    assert flow["tokenUrl"] == "/oauth2/token"
+    assert tuple(flow["scopes"]) == SCOPES
+
+
+def test_the_documented_prediction_has_the_fields_of_a_real_one(
+    gate: Gate, document: dict[str, Any], picture: Callable[..., bytes]
+) -> None:
+    shapes = document["components"]["schemas"]
+    answer = gate.predict(content=picture(), headers={"Content-Type": "image/jpeg"}).json()
+
+    assert set(answer) == set(shapes["PredictionAnswer"]["properties"])
+    assert set(answer["predictions"][0]) == set(shapes["ScoredClass"]["properties"])
+    assert set(answer["model"]) == set(shapes["ModelName"]["properties"])
+    assert set(gate.http.get("/models").json()) == set(shapes["Problem"]["properties"])
+
+
+def test_the_document_and_the_package_have_the_same_version(document: dict[str, Any]) -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+
+    assert document["info"]["version"] == API_VERSION == project["version"]
