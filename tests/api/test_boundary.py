@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Scope, Send
 
 from api.errors import KINDS, oauth_code, refusal_for
+from api.log import configure_logging
+from api.middleware.boundary import BoundaryMiddleware
+from api.record import RECORD_KEY, RequestRecord
 from security.errors import OAuthError, RegistryUnavailable
 
 if TYPE_CHECKING:
@@ -144,3 +150,26 @@ def test_a_server_error_of_the_framework_is_an_internal_error() -> None:
 )
 def test_under_oauth2_every_refusal_has_a_word_of_rfc_6749(error: Exception, word: str) -> None:
     assert oauth_code(refusal_for(error)) == word
+
+
+async def test_an_error_after_half_an_answer_is_logged_and_nothing_is_added_to_the_answer() -> None:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def fail_half_way(_: Scope, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise ZeroDivisionError
+
+    record = RequestRecord("an-id")
+    log = io.StringIO()
+    configure_logging("info", "json", stream=log)
+    await BoundaryMiddleware(fail_half_way)({"type": "http", "path": "/x", "state": {RECORD_KEY: record}}, _no_body, send)
+
+    assert [message["type"] for message in sent] == ["http.response.start"]
+    assert record.code == json.loads(log.getvalue())["event"] == "internal_error"
+
+
+async def _no_body() -> Message:
+    return {"type": "http.request"}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import json
 import socket
+import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -102,10 +103,12 @@ def test_a_truncated_picture_is_422(gate: Gate, picture: Picture) -> None:
 
 def test_a_picture_that_promises_too_many_pixels_is_413_without_closing_the_connection(gate: Gate, picture: Picture) -> None:
     data = bytearray(picture(kind="PNG"))
-    data[16:24] = (65_000).to_bytes(4, "big") * 2
+    data[16:24] = (60_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     response = gate.predict(content=bytes(data), headers={"Content-Type": "image/png"})
 
-    assert (response.status_code, response.json()["code"]) in {(413, "image_too_large"), (422, "invalid_image")}
+    assert (response.status_code, response.json()["code"]) == (413, "image_too_large")
+    assert "connection" not in response.headers
 
 
 @pytest.mark.parametrize("body", [b"{", b"not json", b'{"image": "a"} {"image": "b"}', b'{"image": "\xff"}', b'{"image": "\\ud800"}'])
@@ -237,19 +240,22 @@ def test_the_engine_is_told_which_client_asks(gate: Gate, picture: Picture) -> N
     assert gate.model.clients == [gate.clients["camera"].client_id]
 
 
-def test_attack_73_a_client_that_leaves_cancels_its_prediction_and_is_logged_as_499(gate: Gate, picture: Picture) -> None:
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
+def test_attack_73_a_client_that_leaves_cancels_its_predictions_and_is_logged_as_499(gate: Gate, picture: Picture, path: str) -> None:
     gate.hold_model()
-    data = picture()
+    encoded = _base64(picture())
+    data = json.dumps({"image": encoded} if path == "/predict" else {"images": [encoded, encoded]}).encode()
+    leaver = "leaver-of" + path.replace("/", "-")
     head = (
-        f"POST /predict HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {gate.token()}\r\nX-Request-ID: leaver\r\n"
-        f"Content-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {gate.token()}\r\nX-Request-ID: {leaver}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
     )
     with socket.create_connection(("127.0.0.1", gate.port)) as connection:
         connection.sendall(head.encode() + data)
         assert gate.model.asked.acquire(timeout=10)
 
     assert gate.model.cancelled.wait(10)
-    line = gate.log.wait_for(lambda line: line.get("request_id") == "leaver")
+    line = gate.log.wait_for(lambda line: line.get("request_id") == leaver)
     assert (line["status"], line["level"]) == (499, "info")
 
 
