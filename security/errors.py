@@ -38,6 +38,13 @@ class BodyTooLarge(SecurityError):
         super().__init__(message)
 
 
+class UnsupportedContentEncoding(SecurityError):
+    """The request's body is compressed (RFC 9110 section 15.5.16): refused undecoded, since a few bytes may unpack into any number."""
+
+    def __init__(self, message: str = "A request body must not be compressed: send it without Content-Encoding.") -> None:
+        super().__init__(message)
+
+
 class OAuthError(SecurityError):
     """A refusal of the token endpoint, in the words of RFC 6749 section 5.2.
 
@@ -55,6 +62,13 @@ class OAuthError(SecurityError):
 
 class RegistryError(SecurityError):
     """The client registry cannot do what was asked (no such client, a name already taken); the message is for the operator."""
+
+
+class RegistryUnavailable(RegistryError):
+    """The client registry's database does not answer, or refuses the operation: the server's trouble, not the caller's."""
+
+    def __init__(self, message: str = "The client registry is not available.") -> None:
+        super().__init__(message)
 
 
 class KeysError(SecurityError):

@@ -1,0 +1,178 @@
+"""The database of clients and revocations: SQLite on one machine, PostgreSQL where there are replicas."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util.exc import CommandError
+from sqlalchemy import Connection, event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+
+from security.errors import RegistryError, RegistryUnavailable
+
+SQLITE: Final = "sqlite+aiosqlite"
+POSTGRESQL: Final = "postgresql+asyncpg"
+
+_POOL_SIZE: Final = 5
+_WAIT_S: Final = 5
+"""For a connection, a lock or an answer: longer than that, the registry counts as unavailable."""
+_UPGRADE_LOCK: Final = 0x4C656E73
+"""Any number that nobody else uses as a PostgreSQL advisory lock: `Lens` in ASCII."""
+_WRITES: Final = "lensgate_writes"
+
+
+class Database:
+    """A pool of connections. Opens none before it is asked.
+
+    Args:
+        url: a SQLAlchemy async URL, `sqlite+aiosqlite:///file` or `postgresql+asyncpg://...`. It may hold a password: no message shows it.
+
+    Raises:
+        RegistryError: the URL cannot be used; the message says why.
+    """
+
+    def __init__(self, url: str) -> None:
+        parsed = _parse(url)
+        self._sqlite_file = Path(parsed.database or "") if parsed.drivername == SQLITE else None
+        self._engine = _create_engine(parsed)
+        self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
+
+    @asynccontextmanager
+    async def session(self, *, writes: bool = False) -> AsyncIterator[AsyncSession]:
+        """One transaction: committed at the end, rolled back when the block raises.
+
+        Args:
+            writes: whether the block writes. SQLite then takes its write lock at once, so that two writers wait instead of failing.
+
+        Raises:
+            RegistryUnavailable: the database does not answer or refuses.
+        """
+        async with self._sessions() as session:
+            try:
+                _ = await session.connection(execution_options={_WRITES: writes})
+            except Exception as error:  # a driver's own errors while connecting reach us as they are
+                raise RegistryUnavailable from error
+            try:
+                yield session
+                await session.commit()
+            except (SQLAlchemyError, OSError) as error:
+                raise RegistryUnavailable from error
+
+    async def check_schema(self) -> None:
+        """Make sure that the tables are those this version knows.
+
+        Raises:
+            RegistryError: they are not; the message says what to do.
+            RegistryUnavailable: the database does not answer.
+        """
+        # Connecting to a missing file would make an empty one.
+        if self._sqlite_file is not None and not self._sqlite_file.exists():
+            raise RegistryError("The client registry does not exist yet: run `lensgate db upgrade`.")
+        async with self.session() as session:
+            connection = await session.connection()
+            current = await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_revision())
+        scripts = ScriptDirectory.from_config(_alembic_config())
+        if current == scripts.get_current_head():
+            return
+        if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
+            raise RegistryError("The client registry was made by a newer version of Lensgate: run that version.")
+        raise RegistryError("The client registry's tables are out of date: run `lensgate db upgrade`.")
+
+    async def upgrade(self) -> None:
+        """Bring the tables to this version, making them where there are none. Safe to call from several machines at once.
+
+        Raises:
+            RegistryError: the tables were made by a newer version.
+            RegistryUnavailable: the database does not answer or refuses.
+        """
+        if self._sqlite_file is not None:
+            try:
+                self._sqlite_file.touch(mode=0o600)
+            except OSError as error:
+                raise RegistryError(f"The client registry's file cannot be written: {error.strerror}.") from error
+        async with self.session(writes=True) as session:
+            if self._sqlite_file is None:
+                await session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
+            connection = await session.connection()
+            try:
+                await connection.run_sync(_upgrade)
+            except CommandError as error:
+                raise RegistryError("The client registry was made by a newer version of Lensgate: run that version.") from error
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._engine.dispose()
+
+
+async def upgrade(url: str) -> None:
+    """Open the database, bring its tables to this version and close it. See `Database.upgrade`."""
+    database = Database(url)
+    try:
+        await database.upgrade()
+    finally:
+        await database.aclose()
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        raise RegistryError("The database URL is not one: it begins with sqlite+aiosqlite:/// or postgresql+asyncpg://.") from None
+    if parsed.drivername == POSTGRESQL:
+        return parsed
+    if parsed.drivername != SQLITE:
+        raise RegistryError("The database URL must begin with sqlite+aiosqlite:/// or postgresql+asyncpg://.")
+    if not parsed.database or parsed.database.startswith((":", "file:")):
+        raise RegistryError("The SQLite database must be a file: every process opens it for itself.")
+    folder = Path(parsed.database).parent
+    if not folder.is_dir():
+        raise RegistryError(f"The folder {str(folder)!r} of the SQLite database does not exist: make it first.")
+    return parsed
+
+
+def _create_engine(url: URL) -> AsyncEngine:
+    # Parameters are hidden, because errors are logged and parameters hold the hashes of secrets.
+    options: dict[str, Any] = {"hide_parameters": True, "pool_size": _POOL_SIZE, "max_overflow": 0, "pool_timeout": _WAIT_S}
+    if url.drivername == SQLITE:
+        engine = create_async_engine(url, **options)
+        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        event.listen(engine.sync_engine, "begin", _begin_sqlite)
+        return engine
+    try:
+        return create_async_engine(url, pool_pre_ping=True, connect_args={"timeout": _WAIT_S, "command_timeout": _WAIT_S}, **options)
+    except ModuleNotFoundError:
+        raise RegistryError("PostgreSQL needs one more package: install `lensgate[postgres]`.") from None
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - SQLAlchemy's adapter of the driver's connection has no public type
+    """WAL lets readers go on while one writes; SQLite checks foreign keys only when asked."""
+    connection.isolation_level = None  # transactions are begun below, not by the driver, which would begin them too late
+    cursor = connection.cursor()
+    for pragma in ("journal_mode = WAL", "synchronous = NORMAL", f"busy_timeout = {_WAIT_S * 1000}", "foreign_keys = ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get(_WRITES) else "BEGIN")
+
+
+def _alembic_config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", "security:migrations")
+    return config
+
+
+def _upgrade(connection: Connection) -> None:
+    config = _alembic_config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

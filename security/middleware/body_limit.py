@@ -1,0 +1,84 @@
+"""The layer that bounds how much of a request's body is ever read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from security.errors import BodyTooLarge, UnsupportedContentEncoding
+
+_MAX_LENGTH_DIGITS: Final = 18
+
+
+class BodyLimitMiddleware:
+    """Refuses a body that is too large: by its Content-Length before anything is read, by count where it has none.
+
+    Also refuses compressed bodies, whose size says nothing. Refusals are raised, for the boundary outside to answer: `BodyTooLarge`
+    and `UnsupportedContentEncoding`. What lies inside may turn the error that it gets from `receive` into an answer of its own (FastAPI
+    answers 400); that answer is stopped, and the refusal is raised instead.
+
+    Args:
+        app: the next layer.
+        max_body_bytes: the most bytes in a body; exactly so many are accepted.
+        path_limits: a smaller or larger limit for some exact paths.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, path_limits: Mapping[str, int] = MappingProxyType({})) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+        self._path_limits = path_limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        limit_bytes = self._path_limits.get(scope["path"], self._max_body_bytes)
+        _check_headers(scope["headers"], limit_bytes)
+        body = _CountedBody(receive, send, limit_bytes)
+        try:
+            await self._app(scope, body.receive, body.send)
+        except Exception as error:
+            if body.refusal is None or error is body.refusal:
+                raise
+            raise body.refusal from error
+        if body.refusal is not None:
+            raise body.refusal
+
+
+class _CountedBody:
+    """One request's `receive` and `send`, with the count between them."""
+
+    def __init__(self, receive: Receive, send: Send, limit_bytes: int) -> None:
+        self._receive = receive
+        self._send = send
+        self._limit_bytes = limit_bytes
+        self._received_bytes = 0
+        self.refusal: BodyTooLarge | None = None
+
+    async def receive(self) -> Message:
+        if self.refusal is not None:
+            raise self.refusal
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._received_bytes += len(message.get("body", b""))
+            if self._received_bytes > self._limit_bytes:
+                self.refusal = BodyTooLarge()
+                raise self.refusal
+        return message
+
+    async def send(self, message: Message) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        await self._send(message)
+
+
+def _check_headers(headers: list[tuple[bytes, bytes]], limit_bytes: int) -> None:
+    for name, value in headers:
+        if name == b"content-encoding" and value.strip().lower() != b"identity":
+            raise UnsupportedContentEncoding
+        if name == b"content-length" and not (value.isdigit() and len(value) <= _MAX_LENGTH_DIGITS and int(value) <= limit_bytes):
+            raise BodyTooLarge

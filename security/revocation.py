@@ -1,0 +1,75 @@
+"""What must be refused, kept in memory: no request waits for the database to learn whether its token was taken back."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+import structlog
+
+from security.client_records import RegistrySnapshot
+from security.errors import RegistryError
+from security.principal import Principal
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+class SnapshotSource(Protocol):
+    """Whatever knows what must be refused: the client registry."""
+
+    async def snapshot(self) -> RegistrySnapshot:
+        """Ask now."""
+        ...
+
+
+class RevocationView:
+    """The last snapshot that could be had, at most `poll_s` seconds old while the database answers.
+
+    While it does not, the last good snapshot stays in force. Before the first one, every token is refused.
+
+    Args:
+        registry: asked every `poll_s` seconds.
+        issuer: our own `iss`: only tokens of ours name clients of the registry.
+        poll_s: the staleness of a refusal, in seconds.
+    """
+
+    def __init__(self, registry: SnapshotSource, *, issuer: str, poll_s: float) -> None:
+        self._registry = registry
+        self._issuer = issuer
+        self._poll_s = poll_s
+        self._snapshot: RegistrySnapshot | None = None
+        self._failing = False
+
+    @property
+    def loaded(self) -> bool:
+        """Whether there has been a snapshot at all."""
+        return self._snapshot is not None
+
+    def is_refused(self, principal: Principal) -> str | None:
+        """Why this token is refused, as a fixed word for logs, or None when it is good."""
+        if self._snapshot is None:
+            return "revocations_unknown"
+        if principal.token_id in self._snapshot.revoked_tokens:
+            return "revoked"
+        if principal.issuer == self._issuer and principal.client_id in self._snapshot.refused_clients:
+            return "disabled"
+        return None
+
+    async def refresh(self) -> None:
+        """Ask the registry. A failure is logged once, as `revocations_unavailable`, until the next success."""
+        try:
+            self._snapshot = await self._registry.snapshot()
+        except RegistryError as error:
+            if not self._failing:
+                _log.error("revocations_unavailable", reason=str(error), cause=type(error.__cause__).__name__)
+            self._failing = True
+            return
+        if self._failing:
+            _log.info("revocations_available_again")
+        self._failing = False
+
+    async def run(self) -> None:
+        """Refresh every `poll_s` seconds until cancelled."""
+        while True:
+            await asyncio.sleep(self._poll_s)
+            await self.refresh()

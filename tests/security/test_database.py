@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import asyncio
+import io
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.util.exc import CommandError
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import IntegrityError
+
+from security.database import Database, upgrade
+from security.errors import RegistryError, RegistryUnavailable
+from security.tables import Base
+
+SECRET = "hunter2"
+
+
+def alembic_config(**attributes: object) -> Config:
+    config = Config(output_buffer=io.StringIO())
+    config.set_main_option("script_location", "security:migrations")
+    config.set_main_option("sqlalchemy.url", "postgresql+asyncpg://")
+    config.attributes.update(attributes)
+    return config
+
+
+async def test_the_migrations_make_exactly_the_tables_that_the_code_knows(database: Database) -> None:
+    def differences(connection: Connection) -> list[object]:
+        context = MigrationContext.configure(connection, opts={"compare_server_default": True})
+        return list(compare_metadata(context, Base.metadata))
+
+    async with database.session() as session:
+        connection = await session.connection()
+        assert await connection.run_sync(differences) == []
+
+
+async def test_upgrading_twice_changes_nothing(database_url: str) -> None:
+    await upgrade(database_url)
+    await upgrade(database_url)
+    database = Database(database_url)
+    await database.check_schema()
+    await database.aclose()
+
+
+async def test_several_that_upgrade_at_once_all_succeed(database_url: str) -> None:
+    await asyncio.gather(*(upgrade(database_url) for _ in range(4)))
+
+
+async def test_a_migration_that_is_undone_leaves_an_empty_database(database: Database) -> None:
+    async with database.session(writes=True) as session:
+        connection = await session.connection()
+        await connection.run_sync(lambda sync: command.downgrade(alembic_config(connection=sync), "base"))
+    with pytest.raises(RegistryError, match="lensgate db upgrade"):
+        await database.check_schema()
+    await database.upgrade()
+    await database.check_schema()
+
+
+async def test_an_empty_database_is_reported_with_what_to_do(database_url: str, tmp_path: Path) -> None:
+    (tmp_path / "lensgate.db").touch()
+    database = Database(database_url)
+    with pytest.raises(RegistryError, match="lensgate db upgrade"):
+        await database.check_schema()
+    await database.aclose()
+
+
+async def test_a_missing_sqlite_file_is_reported_and_not_made(tmp_path: Path) -> None:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}/lensgate.db")
+    with pytest.raises(RegistryError, match="does not exist yet: run `lensgate db upgrade`"):
+        await database.check_schema()
+    assert not (tmp_path / "lensgate.db").exists()
+
+
+async def test_the_tables_of_a_newer_version_are_refused_and_left_alone(database: Database) -> None:
+    async with database.session(writes=True) as session:
+        await session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(RegistryError, match="newer version"):
+        await database.check_schema()
+    with pytest.raises(RegistryError, match="newer version"):
+        await database.upgrade()
+
+
+async def test_the_sqlite_file_is_for_its_owner_only_and_knows_wal_and_foreign_keys(tmp_path: Path) -> None:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}/lensgate.db")
+    await database.upgrade()
+    async with database.session() as session:
+        pragmas = [await session.scalar(text(f"PRAGMA {name}")) for name in ("journal_mode", "foreign_keys", "busy_timeout")]
+    assert pragmas == ["wal", 1, 5000]
+    assert stat.S_IMODE((tmp_path / "lensgate.db").stat().st_mode) == 0o600
+    await database.aclose()
+
+
+async def test_two_writers_wait_for_each_other(database: Database) -> None:
+    async def increment() -> None:
+        async with database.session(writes=True) as session:
+            # Read first, write later: without the early lock SQLite fails one of them.
+            count = await session.scalar(text("SELECT coalesce(max(id), 0) FROM client_secrets"))
+            await session.execute(text(f"UPDATE clients SET created_at = {count} + created_at"))
+
+    await asyncio.gather(*(increment() for _ in range(20)))
+
+
+async def test_a_block_that_raises_is_rolled_back(database: Database) -> None:
+    async def interrupted() -> None:
+        async with database.session(writes=True) as session:
+            await session.execute(text("INSERT INTO deleted_clients (client_id, expires_at) VALUES ('a', 1)"))
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        await interrupted()
+    async with database.session() as session:
+        assert await session.scalar(text("SELECT count(*) FROM deleted_clients")) == 0
+
+
+async def test_an_error_of_the_database_is_registry_unavailable_and_shows_no_parameter(database: Database) -> None:
+    async def broken() -> None:
+        async with database.session(writes=True) as session:
+            await session.execute(text("INSERT INTO clients (client_id) VALUES (:secret)"), {"secret": SECRET})
+
+    with pytest.raises(RegistryUnavailable, match=r"^The client registry is not available\.$") as refused:
+        await broken()
+    assert isinstance(refused.value.__cause__, IntegrityError)
+    assert "[SQL parameters hidden" in str(refused.value.__cause__)
+
+
+async def test_a_server_that_is_not_there_is_registry_unavailable_and_shows_no_password(tmp_path: Path) -> None:
+    database = Database(f"postgresql+asyncpg://lensgate:{SECRET}@/lensgate?host={tmp_path}")
+    with pytest.raises(RegistryUnavailable) as refused:
+        await database.check_schema()
+    assert SECRET not in str(refused.value) + repr(refused.value.__cause__)
+    await database.aclose()
+
+
+async def test_a_database_that_does_not_exist_is_registry_unavailable(postgres_socket_dir: Path) -> None:
+    database = Database(f"postgresql+asyncpg://lensgate@/nowhere?host={postgres_socket_dir}")
+    with pytest.raises(RegistryUnavailable):
+        await database.check_schema()
+    await database.aclose()
+
+
+async def test_a_file_that_is_no_database_is_registry_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "lensgate.db").write_text("this is no database at all, though it is long enough to be mistaken for one" * 20)
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}/lensgate.db")
+    with pytest.raises(RegistryUnavailable):
+        await database.check_schema()
+    await database.aclose()
+
+
+async def test_a_file_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "lensgate.db").symlink_to(tmp_path / "missing" / "lensgate.db")
+    with pytest.raises(RegistryError, match=r"^The client registry's file cannot be written: No such file or directory\.$"):
+        await upgrade(f"sqlite+aiosqlite:///{tmp_path}/lensgate.db")
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        (f"{SECRET}", "not one"),
+        (f"postgresql+asyncpg://user:{SECRET}@host:port/name", "not one"),
+        (f"postgresql://user:{SECRET}@host/name", "must begin with"),
+        (f"mysql+aiomysql://user:{SECRET}@host/name", "must begin with"),
+        ("sqlite:///lensgate.db", "must begin with"),
+        ("sqlite+aiosqlite://", "must be a file"),
+        ("sqlite+aiosqlite:///:memory:", "must be a file"),
+        ("sqlite+aiosqlite:///file:lensgate?mode=memory&uri=true", "must be a file"),
+        ("sqlite+aiosqlite:////nowhere/at/all/lensgate.db", "'/nowhere/at/all' .* does not exist"),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused_without_showing_it(url: str, reason: str) -> None:
+    with pytest.raises(RegistryError, match=reason) as refused:
+        Database(url)
+    assert SECRET not in str(refused.value)
+    assert refused.value.__suppress_context__ or refused.value.__context__ is None
+
+
+def test_postgresql_without_its_driver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    with pytest.raises(RegistryError, match=r"lensgate\[postgres\]"):
+        Database("postgresql+asyncpg://host/name")
+
+
+def test_the_migrations_can_be_written_out_as_sql() -> None:
+    config = alembic_config()
+    command.upgrade(config, "head", sql=True)
+    assert isinstance(config.output_buffer, io.StringIO)
+    assert "CONSTRAINT fk_client_secrets_client_id_clients FOREIGN KEY(client_id)" in config.output_buffer.getvalue()
+
+
+def test_the_alembic_command_does_not_run_them_by_itself() -> None:
+    with pytest.raises(CommandError, match="lensgate db upgrade"):
+        command.upgrade(alembic_config(), "head")
+
+
+def test_a_new_migration_begins_from_the_template(tmp_path: Path) -> None:
+    (tmp_path / "alembic.ini").write_text(
+        f"[alembic]\nscript_location = security:migrations\nversion_locations = {tmp_path} security:migrations/versions\n"
+        "path_separator = space\n"
+    )
+    made = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "alembic",
+            "-c",
+            tmp_path / "alembic.ini",
+            "revision",
+            "-m",
+            "Next",
+            "--head",
+            "0001",
+            "--version-path",
+            tmp_path,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+    (revision,) = tmp_path.glob("*_next.py")
+    source = revision.read_text()
+    compile(source, revision, "exec")
+    assert "down_revision = '0001'" in source
