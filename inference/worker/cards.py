@@ -50,11 +50,10 @@ def find_card(model: str, name: str) -> Card:
     if model not in classifiers:
         raise ModelLoadError(f"There is no model {model!r}. {_nearest(model, [*classifiers, PACKAGED_MODEL])}")
     cards = models.get_model_weights(model)
-    known = [*cards.__members__]
     wanted = name.removeprefix(f"{cards.__name__}.")
-    if wanted != "DEFAULT" and wanted not in known:
-        raise ModelLoadError(f"{model} has no weights {name!r}; it has {', '.join(known)} and DEFAULT.")
-    weights = cards[wanted] if wanted in known else cards.DEFAULT
+    if wanted not in cards.__members__:
+        raise ModelLoadError(f"{model} has no weights {name!r}; it has {', '.join(cards.__members__)}.")
+    weights = cards[wanted]
     preset = weights.transforms()
     interpolation = preset.interpolation.value
     if interpolation not in get_args(Interpolation):

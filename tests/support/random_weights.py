@@ -32,7 +32,7 @@ def random_classifier(model: str, pictures: Sequence[Image.Image], *, seed: int 
 
 
 def randomise(module: nn.Module, probes: torch.Tensor, *, seed: int = 0) -> None:
-    """Fill a classifier with seeded random weights fitted to `probes` (`[N,3,H,W]` normalised, N at least 2); it is left in inference mode."""
+    """Fill a classifier with seeded random weights fitted to `probes` (`[N,3,H,W]` normalised, N at least 2); leave it in eval mode."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(tensor: torch.Tensor, mean: float, std: float) -> None:

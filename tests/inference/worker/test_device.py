@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from inference.errors import ModelLoadError
+from inference.worker.device import dtype_of, resolve_device, resolve_precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+def test_auto_is_the_cpu_where_there_is_no_gpu(no_gpu: None) -> None:
+    assert resolve_device("auto") == CPU
+
+
+@pytest.mark.parametrize(("setting", "device"), [("auto", "cuda:0"), ("cuda", "cuda:0"), ("cuda:1", "cuda:1"), ("cpu", "cpu")])
+def test_with_gpus_the_setting_chooses_one(setting: str, device: str, two_gpus: None) -> None:
+    assert str(resolve_device(setting)) == device
+
+
+@pytest.mark.parametrize("setting", ["cuda", "cuda:0"])
+def test_a_gpu_that_is_asked_for_and_absent_stops_the_start(setting: str, no_gpu: None) -> None:
+    with pytest.raises(ModelLoadError, match=f"DEVICE={setting}, but"):
+        resolve_device(setting)
+
+
+def test_a_gpu_past_the_last_one_stops_the_start(two_gpus: None) -> None:
+    with pytest.raises(ModelLoadError, match="there are 2 GPUs"):
+        resolve_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx2": True, "avx512_bf16": False}, "fp32"), ({}, "fp32")],
+)
+def test_a_cpu_gets_bf16_only_where_it_has_instructions_for_it(
+    capabilities: dict[str, bool], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert resolve_precision("auto", CPU) == precision
+
+
+@pytest.mark.parametrize(("capability", "precision"), [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16")])
+def test_a_gpu_gets_bf16_from_ampere_on(capability: tuple[int, int], precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    assert resolve_precision("auto", torch.device("cuda:0")) == precision
+
+
+@pytest.mark.parametrize("setting", ["fp32", "bf16", "fp16"])
+def test_a_precision_that_is_asked_for_is_taken(setting: str) -> None:
+    assert resolve_precision(setting, CPU) == setting
+
+
+def test_each_precision_is_a_torch_dtype() -> None:
+    assert [dtype_of(name) for name in ("fp32", "bf16", "fp16")] == [torch.float32, torch.bfloat16, torch.float16]
