@@ -63,8 +63,9 @@ def serve() -> None:
 
     async def run() -> None:
         with bind(settings.http) as listener:
-            await prepare(settings)
-            await Supervisor(settings, listener).run()
+            listening = settings.listening_on(listener.getsockname()[1])
+            await prepare(listening)
+            await Supervisor(listening, listener).run()
 
     asyncio.run(run())
 

@@ -77,12 +77,13 @@ def run_demo(*, once: bool, port: int, model: str, console: Console) -> None:
     Raises:
         ConfigurationError: something that the demo needs is missing; nothing is left running.
     """
-    photographs = _photographs()
+    pictures = photographs()
     with tempfile.TemporaryDirectory(prefix="lensgate-demo-") as folder:
-        asyncio.run(_demo(Path(folder), photographs, once=once, port=port, models=MODELS[model], console=console))
+        asyncio.run(_demo(Path(folder), pictures, once=once, port=port, models=MODELS[model], console=console))
 
 
-def _photographs() -> list[Path]:
+def photographs() -> list[Path]:
+    """The photographs that scikit-image ships: a cup of coffee, a cat, a rocket."""
     spec = importlib.util.find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
         raise ConfigurationError("the demo's photographs come with scikit-image: install the extra, lensgate[demo]")

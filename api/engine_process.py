@@ -32,6 +32,8 @@ def main() -> None:
     """Serve until SIGTERM or the supervisor's end; exit code 78 when the model cannot be served as configured."""
     config = read_config()
     configure_logging(config["log"]["level"], config["log"]["format"])
+    # torch makes this folder as soon as it is loaded; here it goes with the supervisor's.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(config["socket"]).with_suffix(".inductor")))
     code = 0
     try:
         uvloop.run(_run(config))

@@ -69,8 +69,8 @@ def _configure_stdlib(output: TextIO, numeric_level: int, common: list[Processor
         logger.propagate = True
     # Its lines hold the query string, and the context layer writes the request line.
     logging.getLogger("uvicorn.access").disabled = True
-    # The libraries' own detail (SQL statements, sockets) is nobody's business at our debug level.
-    for name in ("alembic", "sqlalchemy", "aiosqlite", "asyncio", "PIL", "python_multipart"):
+    # The libraries' own detail (SQL statements, sockets, "Started server process [7]") is nobody's business: our events tell it.
+    for name in ("uvicorn.error", "alembic", "sqlalchemy", "aiosqlite", "asyncio", "PIL", "python_multipart"):
         logging.getLogger(name).setLevel(max(numeric_level, logging.WARNING))
     logging.captureWarnings(capture=True)
 

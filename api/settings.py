@@ -11,7 +11,6 @@ from typing import Any, Final, Literal, Self
 from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
-from sqlalchemy.engine import make_url
 
 from inference.settings import InferenceSettings
 from security.settings import SecuritySettings
@@ -86,6 +85,10 @@ class Settings(BaseSettings):
     inference: InferenceSettings = InferenceSettings()
     log: LogSettings = LogSettings()
 
+    def listening_on(self, port: int) -> Self:
+        """The same settings with the port that was really taken, where PORT was 0."""
+        return self.model_copy(update={"http": self.http.model_copy(update={"port": port})})
+
     def dump(self) -> dict[str, Any]:
         """Everything, secrets too, as JSON values: for handing it to a child process, and for nothing else."""
         values = self.model_dump(mode="json")
@@ -105,8 +108,11 @@ class Settings(BaseSettings):
     @property
     def issuer(self) -> str:
         """The `iss` of our tokens, and the base of the metadata's URLs."""
-        if self.security.issuer is not None:
-            return self.security.issuer.rstrip("/")
+        return self.url if self.security.issuer is None else self.security.issuer.rstrip("/")
+
+    @property
+    def url(self) -> str:
+        """Where we listen."""
         host = f"[{self.http.host}]" if ":" in self.http.host else self.http.host
         return f"{'https' if self.http.tls_cert else 'http'}://{host}:{self.http.port}"
 
@@ -166,5 +172,8 @@ def _walk() -> Iterator[tuple[str, str, tuple[str, str]]]:
 
 def _masked(value: object) -> str:
     if isinstance(value, SecretStr):
+        # Imported here: an API worker reads its settings without it.
+        from sqlalchemy.engine import make_url
+
         return make_url(value.get_secret_value()).render_as_string(hide_password=True)
     return "" if value is None else str(value)

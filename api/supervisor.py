@@ -96,6 +96,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.request_stop)
+        _log.info("listening", url=self._settings.url, workers=self._settings.http.workers, model=self._settings.inference.model)
         runtime_dir = _make_runtime_dir()
         engines, workers = self._engines(runtime_dir), self._workers(runtime_dir)
         keepers = {asyncio.create_task(child.keep(), name=child.name) for child in (*engines, *workers)}

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
+import structlog
 import uvicorn
 import uvloop
 
@@ -32,6 +33,8 @@ from security.key_ring import KeyStore
 from security.revocation import RevocationView
 from security.tokens import TokenIssuer, TokenVerifier
 
+_log: Final = structlog.get_logger()
+
 _STOP_MARGIN_S: Final = 3.0
 """What is kept of the grace period for the supervisor and the engine to end after the workers."""
 _MAX_WAITING_DECODES_PER_THREAD: Final = 8
@@ -44,6 +47,11 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._lifecycle = lifecycle
         self._drain_pause_s = drain_pause_s
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the port, and say so."""
+        await super().startup(sockets)
+        _log.info("worker_serving", worker_pid=os.getpid())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: drain. Second: end at once. Runs inside a signal handler."""

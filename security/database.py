@@ -7,11 +7,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.util.exc import CommandError
 from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -74,18 +69,14 @@ class Database:
             RegistryError: they are not; the message says what to do.
             RegistryUnavailable: the database does not answer.
         """
+        from security.schema import check_version
+
         # Connecting to a missing file would make an empty one.
         if self._sqlite_file is not None and not self._sqlite_file.exists():
             raise RegistryError("The client registry does not exist yet: run `lensgate db upgrade`.")
         async with self.session() as session:
             connection = await session.connection()
-            current = await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_revision())
-        scripts = ScriptDirectory.from_config(_alembic_config())
-        if current == scripts.get_current_head():
-            return
-        if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
-            raise RegistryError("The client registry was made by a newer version of Lensgate: run that version.")
-        raise RegistryError("The client registry's tables are out of date: run `lensgate db upgrade`.")
+            await connection.run_sync(check_version)
 
     async def upgrade(self) -> None:
         """Bring the tables to this version, making them where there are none. Safe to call from several machines at once.
@@ -94,6 +85,8 @@ class Database:
             RegistryError: the tables were made by a newer version.
             RegistryUnavailable: the database does not answer or refuses.
         """
+        from security.schema import migrate
+
         if self._sqlite_file is not None:
             try:
                 self._sqlite_file.touch(mode=0o600)
@@ -103,23 +96,11 @@ class Database:
             if self._sqlite_file is None:
                 await session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
             connection = await session.connection()
-            try:
-                await connection.run_sync(_upgrade)
-            except CommandError as error:
-                raise RegistryError("The client registry was made by a newer version of Lensgate: run that version.") from error
+            await connection.run_sync(migrate)
 
     async def aclose(self) -> None:
         """Close every connection."""
         await self._engine.dispose()
-
-
-async def upgrade(url: str) -> None:
-    """Open the database, bring its tables to this version and close it. See `Database.upgrade`."""
-    database = Database(url)
-    try:
-        await database.upgrade()
-    finally:
-        await database.aclose()
 
 
 def _parse(url: str) -> URL:
@@ -164,15 +145,3 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 -
 
 def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get(_WRITES) else "BEGIN")
-
-
-def _alembic_config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", "security:migrations")
-    return config
-
-
-def _upgrade(connection: Connection) -> None:
-    config = _alembic_config()
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")

@@ -16,7 +16,7 @@ from alembic.util.exc import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
-from security.database import Database, upgrade
+from security.database import Database
 from security.errors import RegistryError, RegistryUnavailable
 from security.tables import Base
 
@@ -29,6 +29,14 @@ def alembic_config(**attributes: object) -> Config:
     config.set_main_option("sqlalchemy.url", "postgresql+asyncpg://")
     config.attributes.update(attributes)
     return config
+
+
+async def upgrade(url: str) -> None:
+    database = Database(url)
+    try:
+        await database.upgrade()
+    finally:
+        await database.aclose()
 
 
 async def test_the_migrations_make_exactly_the_tables_that_the_code_knows(database: Database) -> None:

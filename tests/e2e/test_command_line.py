@@ -1,0 +1,171 @@
+"""Every operator's mistake is one clear line and a non-zero exit code, with nothing half-started."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support.service import PACKAGED
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def error_of(run: subprocess.CompletedProcess[str]) -> str:
+    """The one line on standard error, after checking that it is one, that the code is not 0 and that nothing was started."""
+    assert run.returncode != 0
+    assert "Traceback" not in run.stdout + run.stderr
+    assert "child_started" not in run.stdout
+    (line,) = run.stderr.strip().splitlines()
+    assert line.startswith("lensgate: error: ")
+    return line
+
+
+def test_mistyped_settings_stop_the_start_in_one_message_that_names_all_of_them(lensgate: Run) -> None:
+    run = lensgate(
+        "serve",
+        environment={
+            "LENSGATE_HTTP__PROT": "8000",
+            "LENSGATE_HTTP__WORKERS": "many",
+            "LENSGATE_HTPP__PORT": "1",
+            "LENSGATE_SECURITY__DATABASE_URL": "mysql://user:hunter2@host/db",
+        },
+    )
+    assert run.returncode != 0
+    assert re.findall(r"^  (LENSGATE_\w+): ", run.stderr, re.MULTILINE) == [
+        "LENSGATE_HTPP__PORT",
+        "LENSGATE_HTTP__PROT",
+        "LENSGATE_HTTP__WORKERS",
+        "LENSGATE_SECURITY__DATABASE_URL",
+    ]
+    assert "hunter2" not in run.stdout + run.stderr
+
+
+def test_names_that_kubernetes_injects_are_not_ours(lensgate: Run) -> None:
+    run = lensgate("config", "check", environment={"LENSGATE_PORT": "tcp://10.0.0.1:8000", "LENSGATE_SERVICE_HOST": "10.0.0.1"})
+    assert run.returncode == 0, run.stderr
+
+
+def test_config_check_shows_every_setting_and_no_password(lensgate: Run) -> None:
+    run = lensgate("config", "check", environment={"LENSGATE_SECURITY__DATABASE_URL": "postgresql+asyncpg://gate:hunter2@db/gate"})
+    assert run.returncode == 0
+    assert "LENSGATE_SECURITY__DATABASE_URL=postgresql+asyncpg://gate:***@db/gate" in run.stdout
+    assert "hunter2" not in run.stdout
+    assert "LENSGATE_HTTP__PORT=8000" in run.stdout.splitlines()
+
+
+def test_a_dotenv_file_in_the_working_directory_is_read_and_checked(lensgate: Run, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("LENSGATE_HTTP__PORT=8123\n")
+    assert "LENSGATE_HTTP__PORT=8123" in lensgate("config", "check").stdout
+    (tmp_path / ".env").write_text("LENSGATE_HPPT__PORT=8123\n")
+    assert "LENSGATE_HPPT__PORT: no such setting" in lensgate("config", "check").stderr
+
+
+def test_a_missing_weights_file(lensgate: Run) -> None:
+    assert "there is no file nowhere.pth" in error_of(lensgate("serve", environment={"LENSGATE_INFERENCE__WEIGHTS": "nowhere.pth"}))
+
+
+def test_an_unknown_model_ends_the_service_with_a_suggestion(lensgate: Run) -> None:
+    run = lensgate("serve", environment={"LENSGATE_HTTP__PORT": "0", "LENSGATE_INFERENCE__MODEL": "resnet55"})
+    assert run.returncode != 0
+    (line,) = run.stderr.strip().splitlines()
+    assert "resnet55" in line
+    assert "resnet50" in line
+    assert "Traceback" not in run.stdout
+
+
+def test_a_taken_port(lensgate: Run, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        line = error_of(lensgate("serve", environment={"LENSGATE_HTTP__PORT": str(port)}))
+    assert f"127.0.0.1 port {port}" in line
+    assert "taken" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unwritable_keys_folder(lensgate: Run, tmp_path: Path) -> None:
+    # A folder below a file cannot be made by anyone, root included.
+    (tmp_path / "file").touch()
+    line = error_of(lensgate("serve", environment={"LENSGATE_HTTP__PORT": "0", "LENSGATE_SECURITY__KEYS_DIR": "file/keys"}))
+    assert "keys folder" in line
+
+
+def test_a_database_in_a_folder_that_is_not_there(lensgate: Run) -> None:
+    url = "sqlite+aiosqlite:///nowhere/lensgate.db"
+    assert "nowhere" in error_of(lensgate("serve", environment={"LENSGATE_HTTP__PORT": "0", "LENSGATE_SECURITY__DATABASE_URL": url}))
+
+
+def test_a_certificate_that_is_none(lensgate: Run, tmp_path: Path) -> None:
+    for name in ("cert.pem", "key.pem"):
+        (tmp_path / name).write_text("nothing")
+    settings = {"LENSGATE_HTTP__PORT": "0", "LENSGATE_HTTP__TLS_CERT": "cert.pem", "LENSGATE_HTTP__TLS_KEY": "key.pem"}
+    assert "LENSGATE_HTTP__TLS_CERT" in error_of(lensgate("serve", environment=settings))
+    assert "TLS_CERT and TLS_KEY go together" in lensgate("serve", environment={"LENSGATE_HTTP__TLS_CERT": "cert.pem"}).stderr
+
+
+def test_a_client_from_its_making_to_its_end(lensgate: Run) -> None:
+    made = lensgate("clients", "create", "my app", "--scope", "predict", "--scope", "metrics", "--json")
+    created = json.loads(made.stdout)
+    assert set(created) == {"client_id", "client_secret", "name", "scopes", "tier"}
+    assert (created["name"], created["scopes"], created["tier"]) == ("my app", ["predict", "metrics"], "standard")
+    shown = lensgate("clients", "show", "my app")
+    assert created["client_id"] in shown.stdout
+    assert created["client_secret"] not in shown.stdout
+    assert "already" in error_of(lensgate("clients", "create", "my app", "--scope", "predict"))
+    rotated = json.loads(lensgate("clients", "rotate-secret", created["client_id"], "--json").stdout)
+    assert rotated["client_secret"] != created["client_secret"]
+    assert lensgate("clients", "disable", "my app").returncode == 0
+    assert [one["disabled_at"] is None for one in json.loads(lensgate("clients", "list", "--json").stdout)] == [False]
+    assert lensgate("clients", "enable", "my app").returncode == 0
+    assert lensgate("clients", "delete", "my app").returncode == 0
+    assert json.loads(lensgate("clients", "list", "--json").stdout) == []
+    assert "no such client" in error_of(lensgate("clients", "show", "my app"))
+
+
+def test_an_unknown_scope_is_refused_by_name(lensgate: Run) -> None:
+    assert "scope" in error_of(lensgate("clients", "create", "app", "--scope", "everything"))
+
+
+COMMANDS = [
+    ["serve"],
+    ["demo"],
+    ["clients", "create"],
+    ["clients", "list"],
+    ["clients", "show"],
+    ["clients", "rotate-secret"],
+    ["clients", "disable"],
+    ["clients", "enable"],
+    ["clients", "delete"],
+    ["weights", "fetch"],
+    ["config", "check"],
+    ["db", "upgrade"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_explains_itself_with_an_example(lensgate: Run, command: list[str]) -> None:
+    run = lensgate(*command, "--help")
+    assert run.returncode == 0
+    assert "Example:" in run.stdout
+    assert f"lensgate {' '.join(command)}" in run.stdout.split("Example:")[1]
+
+
+def test_the_list_of_commands_above_is_whole(lensgate: Run) -> None:
+    from api.cli import app
+
+    named = [[command.name or command.callback.__name__] for command in app.registered_commands if command.callback]
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        named += [[str(group.name), str(command.name)] for command in group.typer_instance.registered_commands]
+    assert sorted(named) == sorted(COMMANDS)
+
+
+def test_weights_fetch_says_where_they_are(lensgate: Run) -> None:
+    run = lensgate("weights", "fetch", environment=PACKAGED)
+    assert run.returncode == 0, run.stderr
+    assert "The weights are at" in run.stdout

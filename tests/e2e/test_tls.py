@@ -1,0 +1,38 @@
+"""HTTPS from a certificate and a key in the settings, and a word of warning where there is none."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+import trustme
+
+from support.service import Service
+
+
+def test_https_is_served_from_the_certificate_and_plain_http_is_not(start_service: Callable[..., Service], tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    certificate.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    service = start_service({"LENSGATE_HTTP__TLS_CERT": "cert.pem", "LENSGATE_HTTP__TLS_KEY": "key.pem"})
+    service.wait_for("worker_serving")
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    assert service.url.startswith("https://")
+    assert httpx.get(f"{service.url}/livez", verify=context, timeout=30).status_code == 200
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(f"{service.url.replace('https', 'http')}/livez", timeout=30)
+
+
+def test_plain_http_beyond_loopback_says_so_and_loopback_does_not(start_service: Callable[..., Service], service: Service) -> None:
+    open_to_all = start_service({"LENSGATE_HTTP__HOST": "0.0.0.0"})
+    assert open_to_all.wait_for("plain_http")["level"] == "warning"
+    assert not [line for line in service.log if line["event"] == "plain_http"]
+
+
+def test_an_empty_registry_says_how_to_make_the_first_client(start_service: Callable[..., Service]) -> None:
+    assert "lensgate clients create" in start_service().wait_for("no_clients")["hint"]
