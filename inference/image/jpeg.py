@@ -20,7 +20,7 @@ are worth 0.2 s at most up to 6 MP; above, the 22 past an honest 10 cost two to 
 
 _EOI, _SOS = 0xD9, 0xDA
 _APP0, _APP1, _APP14 = 0xE0, 0xE1, 0xEE
-_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive: Huffman-coded, as browsers take; arithmetic coding is 5 times the work
+_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; arithmetic and lossless coding, which no browser takes, are left out
 _TABLES = (0xC4, 0xDB, 0xDD)  # Huffman tables, quantisation tables, restart interval
 _KNOWN = (*_FRAMES, *_TABLES, _SOS, *range(0xE0, 0xF0), 0xFE)  # and applications' segments and comments
 
