@@ -226,7 +226,7 @@ _MISFITS: dict[str, tuple[Callable[[State], object], str]] = {
         lambda state: {**state, "fc.bias": torch.zeros(1000, dtype=torch.int8)},
         r"fc\.bias is torch\.int8, not torch\.float32",
     ),
-    # torch before 2.12 does not unpickle a sparse tensor at all.
+    # torch 2.11 does not unpickle a sparse tensor at all.
     "sparse": (
         lambda state: {**state, "fc.weight": torch.zeros(1000, 1024).to_sparse()},
         r"fc\.weight is sparse, quantised or complex|holds more than tensors",
