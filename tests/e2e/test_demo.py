@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -36,26 +36,26 @@ def test_the_demo_says_so_when_the_packaged_weights_stand_in(lensgate: Run, tmp_
 
 
 def test_the_printed_commands_repeat_it_while_it_stays_up_and_ctrl_c_ends_it(tmp_path: Path) -> None:
-    demo = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-u", "-m", "api.cli", "demo", "--model", "efficientnet_lite0"],
         env=Service.clean_environment({"TMPDIR": str(tmp_path), "COLUMNS": "300"}),
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         text=True,
-    )
-    assert demo.stdout is not None
-    shown = []
-    for line in demo.stdout:
-        shown.append(line.strip())
-        if "stays up" in line:
-            break
-    script = "\n".join(line for line in shown if line.startswith(("TOKEN=", "curl ")))
-    assert shlex.split(script)
-    answer = subprocess.run(["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True, timeout=60, check=True)
-    assert '"label":"espresso"' in answer.stdout
-    family = psutil.Process(demo.pid).children(recursive=True)
-    demo.send_signal(2)
-    assert demo.wait(60) == 0
+    ) as demo:
+        assert demo.stdout is not None
+        shown = []
+        for line in demo.stdout:
+            shown.append(line.strip())
+            if "stays up" in line:
+                break
+        script = "\n".join(line for line in shown if line.startswith(("TOKEN=", "curl ")))
+        answer = subprocess.run(["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True, timeout=60, check=True)
+        assert '"label":"espresso"' in answer.stdout
+        family = psutil.Process(demo.pid).children(recursive=True)
+        assert len(family) == 2
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(60) == 0
     assert [member for member in family if member.is_running()] == []
     assert list(tmp_path.iterdir()) == []
 

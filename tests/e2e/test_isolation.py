@@ -14,6 +14,8 @@ from support.service import Service
 
 CLIENTS = 24
 ROUNDS = 8
+TOLERANCE = 0.05
+"""bf16 rounds differently in a batch of one and in a batch of eight."""
 
 
 def variants(photographs: Mapping[str, bytes]) -> list[bytes]:
@@ -22,7 +24,7 @@ def variants(photographs: Mapping[str, bytes]) -> list[bytes]:
     pictures = []
     for name, data in photographs.items():
         image = Image.open(io.BytesIO(data)).convert("RGB")
-        for index in range(6):
+        for index in range(16):
             width, height = rng.randrange(120, image.width), rng.randrange(120, image.height)
             left, top = rng.randrange(image.width - width + 1), rng.randrange(image.height - height + 1)
             part = io.BytesIO()
@@ -36,7 +38,6 @@ async def test_no_caller_gets_the_answer_of_another_under_load_while_some_leave(
     service: Service, photographs_by_name: Mapping[str, bytes]
 ) -> None:
     tokens = [service.token(service.create_client(f"isolation-{index}", "predict")) for index in range(4)]
-    pictures = variants(photographs_by_name)
     rng = random.Random(11)
     content = {"Content-Type": "image/png"}  # the bytes decide what a picture is
 
@@ -47,9 +48,15 @@ async def test_no_caller_gets_the_answer_of_another_under_load_while_some_leave(
             assert response.status_code == 200, response.text
             return {one["class_id"]: one["confidence"] for one in response.json()["predictions"]}
 
-        alone = [await ask(picture, tokens[0]) for picture in pictures]
-        # The check could not fail if the pictures looked alike to the model.
-        assert all(distance(alone[a], alone[b]) > 0.1 for a in range(len(alone)) for b in range(a))
+        pictures: list[bytes] = []
+        alone: list[dict[int, float]] = []
+        for picture in variants(photographs_by_name):
+            answer = await ask(picture, tokens[0])
+            # Only pictures that the model tells clearly apart: with others a mix-up could not be seen.
+            if all(distance(answer, other) > 4 * TOLERANCE for other in alone):
+                pictures.append(picture)
+                alone.append(answer)
+        assert len(pictures) >= 10
         answered = 0
 
         async def client(token: str) -> None:
@@ -63,7 +70,7 @@ async def test_no_caller_gets_the_answer_of_another_under_load_while_some_leave(
                         call.cancel()
                         await asyncio.gather(call, return_exceptions=True)
                         continue
-                assert distance(await call, alone[which]) < 0.05
+                assert distance(await call, alone[which]) < TOLERANCE
                 answered += 1
 
         await asyncio.gather(*(client(tokens[index % len(tokens)]) for index in range(CLIENTS)))
