@@ -1,0 +1,101 @@
+"""The settings: read once, frozen, strict, and documented."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from api.settings import ConfigurationError, Settings, effective, load_settings, setting_names
+
+EXAMPLE = Path(__file__).parents[2] / ".env.example"
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No setting of the person who runs the tests, and no .env."""
+    monkeypatch.chdir(tmp_path)
+    for name in setting_names():
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_the_example_names_every_setting_once_and_no_other() -> None:
+    named = re.findall(r"^(?:# )?(LENSGATE_[A-Z0-9_]+)=", EXAMPLE.read_text(), re.MULTILINE)
+    assert sorted(named) == sorted(setting_names())
+
+
+def test_the_example_shows_the_defaults() -> None:
+    shown = dict(re.findall(r"^(LENSGATE_[A-Z0-9_]+)=(.*)$", EXAMPLE.read_text(), re.MULTILINE))
+    defaults = effective(load_settings())
+    assert {name: value.lower() for name, value in shown.items()} == {name: defaults[name].lower() for name in shown}
+    # What is commented out has no default of its own.
+    assert all(defaults[name] == "" for name in defaults.keys() - shown.keys())
+
+
+def test_the_example_can_be_used_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(EXAMPLE.read_text())
+    assert effective(load_settings()) == effective(Settings())
+
+
+def test_every_setting_says_what_it_is_for() -> None:
+    assert [name for name, description in setting_names().items() if not description.endswith((".", ")"))] == []
+
+
+def test_a_bad_value_is_named_without_being_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LENSGATE_SECURITY__DATABASE_URL", "postgres://u:hunter2@h/d")
+    with pytest.raises(ConfigurationError, match="LENSGATE_SECURITY__DATABASE_URL: ") as refusal:
+        load_settings()
+    assert "hunter2" not in str(refusal.value)
+
+
+def test_a_section_that_is_no_json_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LENSGATE_HTTP", "{not json")
+    with pytest.raises(ConfigurationError, match="http"):
+        load_settings()
+
+
+def test_the_environment_wins_over_the_dotenv_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("LENSGATE_HTTP__PORT=1\nLENSGATE_HTTP__WORKERS=3\n")
+    monkeypatch.setenv("LENSGATE_HTTP__PORT", "2")
+    settings = load_settings()
+    assert (settings.http.port, settings.http.workers) == (2, 3)
+
+
+def test_settings_are_frozen() -> None:
+    settings = load_settings()
+    with pytest.raises(ValueError, match="frozen"):
+        settings.http.port = 1
+
+
+def test_a_child_gets_exactly_what_its_parent_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LENSGATE_SECURITY__DATABASE_URL", "postgresql+asyncpg://u:hunter2@h/d")
+    settings = load_settings()
+    dumped = settings.dump()
+    # What changes after the start is nothing to a child.
+    monkeypatch.setenv("LENSGATE_HTTP__PORT", "1")
+    assert Settings.restore(dumped) == settings
+    assert Settings.restore(dumped).security.database_url.get_secret_value().endswith("hunter2@h/d")
+
+
+@pytest.mark.parametrize(
+    ("environment", "issuer"),
+    [
+        ({}, "http://127.0.0.1:8000"),
+        ({"LENSGATE_HTTP__HOST": "::1", "LENSGATE_HTTP__PORT": "9"}, "http://[::1]:9"),
+        ({"LENSGATE_HTTP__TLS_CERT": "c", "LENSGATE_HTTP__TLS_KEY": "k"}, "https://127.0.0.1:8000"),
+        ({"LENSGATE_SECURITY__ISSUER": "https://gate.example.com/"}, "https://gate.example.com"),
+    ],
+)
+def test_the_issuer_is_where_clients_reach_us(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], issuer: str) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().issuer == issuer
+
+
+@pytest.mark.parametrize(
+    ("host", "is_loopback"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("gate", False)]
+)
+def test_loopback_is_known(monkeypatch: pytest.MonkeyPatch, host: str, is_loopback: bool) -> None:
+    monkeypatch.setenv("LENSGATE_HTTP__HOST", host)
+    assert load_settings().http.is_loopback is is_loopback
