@@ -8,16 +8,15 @@ bounded, and `kid` has chosen a prebuilt public key that fixes the algorithm (RF
 from __future__ import annotations
 
 import base64
-import json
-import math
 import re
 from collections.abc import Callable
-from typing import Any, Final, NoReturn
+from typing import Final
 
 from jose import jws
 
 from security.errors import InvalidToken
 from security.key_files import KID_PATTERN, VerificationKey
+from security.strict_json import read_object
 
 MAX_TOKEN_BYTES: Final = 4096
 MAX_HEADER_BYTES: Final = 512
@@ -32,6 +31,8 @@ def open_compact_jws(
     find_key: Callable[[str], VerificationKey | None],
     *,
     types: frozenset[str],
+    ignored: frozenset[str] = frozenset(),
+    kid_pattern: re.Pattern[str] = KID_PATTERN,
 ) -> tuple[dict[str, object], VerificationKey]:
     """Check the signature of a compact JWS (RFC 7515 section 3.1) and return its claims and the key that signed it.
 
@@ -39,17 +40,15 @@ def open_compact_jws(
         token: at most 4 KiB; three canonical base64url segments.
         find_key: the public key of exactly this `kid`, or None.
         types: the accepted values of `typ`, in lower case (RFC 8725 section 3.11: one kind of token never passes for another).
+        ignored: header parameters that may stand there beside ours and are not looked at: of another issuer only, and never one that
+            brings or names a key of its own.
+        kid_pattern: what a key may be called.
 
     Raises:
         InvalidToken: in every other case, whatever goes wrong inside.
     """
-    if len(token) > MAX_TOKEN_BYTES:
-        raise InvalidToken("too_long")
-    segments = _COMPACT.fullmatch(token)
-    if segments is None:
-        raise InvalidToken("malformed")
-    header_bytes, _, _ = (_decode_canonical(segment) for segment in segments.groups())
-    header = _read_header(header_bytes)
+    header_bytes, _, _ = (_decode_canonical(segment) for segment in _segments(token))
+    header = _read_header(header_bytes, _HEADER_NAMES | ignored, kid_pattern)
     if header.get("typ", "").lower() not in types:
         raise InvalidToken("wrong_type")
     key = find_key(header["kid"])
@@ -64,6 +63,24 @@ def open_compact_jws(
     return _read_object(payload), key
 
 
+def unverified_issuer(token: str) -> str | None:
+    """The `iss` that the token claims, or None where it claims none: nothing is true of it yet. For choosing who has to verify it."""
+    try:
+        issuer = _read_object(_decode_canonical(_segments(token)[1])).get("iss")
+    except InvalidToken:
+        return None
+    return issuer if isinstance(issuer, str) else None
+
+
+def _segments(token: str) -> tuple[str, ...]:
+    if len(token) > MAX_TOKEN_BYTES:
+        raise InvalidToken("too_long")
+    segments = _COMPACT.fullmatch(token)
+    if segments is None:
+        raise InvalidToken("malformed")
+    return segments.groups()
+
+
 def _decode_canonical(segment: str) -> bytes:
     """Decode base64url and refuse every spelling but one: with unused trailing bits set, one token would have many texts."""
     try:
@@ -75,7 +92,7 @@ def _decode_canonical(segment: str) -> bytes:
     return octets
 
 
-def _read_header(octets: bytes) -> dict[str, str]:
+def _read_header(octets: bytes, allowed: frozenset[str], kid_pattern: re.Pattern[str]) -> dict[str, str]:
     """A flat JSON object of strings, with `alg` and a well-formed `kid`, of at most 512 bytes."""
     if len(octets) > MAX_HEADER_BYTES:
         raise InvalidToken("header_too_long")
@@ -84,38 +101,16 @@ def _read_header(octets: bytes) -> dict[str, str]:
         raise InvalidToken("header_not_flat")
     header: dict[str, str] = {}
     for name, value in _read_object(octets).items():
-        if name not in _HEADER_NAMES or not isinstance(value, str):
+        if name not in allowed or not isinstance(value, str):
             raise InvalidToken("header_not_allowed")
         header[name] = value
-    if "alg" not in header or not KID_PATTERN.fullmatch(header.get("kid", "")):
+    if "alg" not in header or not kid_pattern.fullmatch(header.get("kid", "")):
         raise InvalidToken("header_incomplete")
     return header
 
 
 def _read_object(octets: bytes) -> dict[str, object]:
-    """One JSON object: UTF-8, each name once, finite numbers only (RFC 8259 has no others)."""
     try:
-        value = json.loads(octets.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
+        return read_object(octets)
+    except ValueError as error:
         raise InvalidToken("malformed") from error
-    if not isinstance(value, dict):
-        raise InvalidToken("malformed")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("a name is repeated")
-    return members
-
-
-def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError("a number is out of range")
-    return number
