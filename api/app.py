@@ -16,13 +16,14 @@ from starlette.routing import BaseRoute, Route
 from api.access import access_table
 from api.middleware.boundary import BoundaryMiddleware
 from api.middleware.context import ContextMiddleware
-from api.openapi import API_VERSION, TITLE, TOKEN_PATH, build_document
-from api.routes import models, ops, pages, predict, token
+from api.openapi import API_VERSION, INTROSPECTION_PATH, REVOCATION_PATH, TITLE, TOKEN_PATH, build_document
+from api.routes import introspect, metadata, models, ops, pages, predict, revoke, token
 from api.services import Services
 from security.access import AccessTable
 from security.client_auth import MAX_FORM_BYTES
 from security.middleware.authentication import AuthenticationMiddleware
 from security.middleware.body_limit import BodyLimitMiddleware
+from security.middleware.cors import CorsHeadersMiddleware, PreflightMiddleware
 
 
 def create_app(services: Services) -> FastAPI:
@@ -55,18 +56,20 @@ def _layers(services: Services, access: AccessTable) -> list[Middleware]:
     """The house's front door: every layer, outermost first. Their order is a matter of security; see docs/architecture.md."""
     return [
         Middleware(ContextMiddleware, known_paths=access.keys()),
+        Middleware(CorsHeadersMiddleware, origins=services.settings.http.cors_origins),
         Middleware(BoundaryMiddleware),
+        Middleware(PreflightMiddleware, origins=services.settings.http.cors_origins),
         Middleware(AuthenticationMiddleware, access=access, verifier=services.verifier, revocations=services.revocations),
         Middleware(
             BodyLimitMiddleware,
             max_body_bytes=services.settings.http.max_body_bytes,
-            path_limits={TOKEN_PATH: MAX_FORM_BYTES},
+            path_limits=dict.fromkeys((TOKEN_PATH, REVOCATION_PATH, INTROSPECTION_PATH), MAX_FORM_BYTES),
         ),
     ]
 
 
 def _routes(*, docs: bool) -> list[BaseRoute]:
-    routers = [token.router, predict.router, models.router, ops.router]
+    routers = [token.router, revoke.router, introspect.router, metadata.router, predict.router, models.router, ops.router]
     if docs:
         routers.append(pages.router)
     return [route for router in routers for route in router.routes]

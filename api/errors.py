@@ -25,7 +25,9 @@ from security.errors import (
     InvalidToken,
     MissingToken,
     OAuthError,
+    PreflightRefused,
     RegistryUnavailable,
+    TooManyRevocations,
     UnsupportedContentEncoding,
 )
 
@@ -88,6 +90,7 @@ _CODES: Final[Mapping[type[Exception], str]] = {
     DeadlineExceeded: "deadline_exceeded",
     UnsupportedContentEncoding: "unsupported_media_type",
     RegistryUnavailable: "not_ready",
+    TooManyRevocations: "overloaded",
 }
 
 _HTTP_CODES: Final[Mapping[int, str]] = {
@@ -129,6 +132,9 @@ def refusal_for(error: Exception) -> Refusal:
     if isinstance(error, OAuthError):
         challenge = {"WWW-Authenticate": f"Basic {REALM}"} if error.basic_challenge else {}
         return Refusal(_OAUTH_STATUSES.get(error.code, 400), error.code, str(error), challenge)
+    if isinstance(error, PreflightRefused):
+        # No script ever sees this answer: the browser does, and wants no more than a status that is not 2xx.
+        return Refusal(400, "invalid_request", str(error))
     if isinstance(error, HTTPException):
         return _from_http(error)
     if isinstance(error, RequestValidationError):

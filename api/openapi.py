@@ -27,12 +27,16 @@ _SCOPES: Final = {
     "introspect": "Look at tokens of any client.",
 }
 TOKEN_PATH: Final = "/oauth2/token"  # noqa: S105 # a path, no secret
+REVOCATION_PATH: Final = "/oauth2/revoke"
+INTROSPECTION_PATH: Final = "/oauth2/introspect"
 _SCHEME: Final = "clientCredentials"
 _REF: Final = "#/components/schemas/{name}"
 _SHAPES: Final = (
     schemas.Problem,
     schemas.OAuthProblem,
     schemas.TokenAnswer,
+    schemas.IntrospectionAnswer,
+    schemas.ServerMetadata,
     schemas.PredictionAnswer,
     schemas.BatchPrediction,
     schemas.BatchError,

@@ -19,9 +19,9 @@ class RequestRecord:
 
     request_id: str
     client_id: str | None = None
-    """The client that was given a token; elsewhere the principal says who asks."""
+    """The client that authenticated itself at an OAuth endpoint; elsewhere the principal says who asks."""
     token_id: str | None = None
-    """The `jti` of the token that was given."""
+    """The `jti` of the token that was given or revoked."""
     code: str | None = None
     """The problem's code when the answer is an error."""
     cause: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from inference.types import ModelInfo, Prediction
 
@@ -38,6 +38,37 @@ class TokenAnswer(msgspec.Struct, frozen=True):
     token_type: Literal["Bearer"]
     expires_in: Annotated[int, Meta(description="Seconds.")]
     scope: str
+
+
+class IntrospectionAnswer(msgspec.Struct, frozen=True):
+    """A token as RFC 7662 tells of it. One that is not active is told nothing else of."""
+
+    active: bool
+    token_type: Literal["Bearer"] | UnsetType = UNSET
+    scope: str | UnsetType = UNSET
+    client_id: str | UnsetType = UNSET
+    sub: str | UnsetType = UNSET
+    exp: int | UnsetType = UNSET
+    iat: int | UnsetType = UNSET
+    iss: str | UnsetType = UNSET
+    aud: str | UnsetType = UNSET
+    jti: str | UnsetType = UNSET
+
+
+class ServerMetadata(msgspec.Struct, frozen=True, kw_only=True):
+    """The authorization server's metadata (RFC 8414 section 2)."""
+
+    issuer: str
+    token_endpoint: str
+    revocation_endpoint: str
+    introspection_endpoint: str
+    jwks_uri: str
+    scopes_supported: list[str]
+    response_types_supported: list[str]
+    grant_types_supported: list[str]
+    token_endpoint_auth_methods_supported: list[str]
+    revocation_endpoint_auth_methods_supported: list[str]
+    introspection_endpoint_auth_methods_supported: list[str]
 
 
 class ScoredClass(msgspec.Struct, frozen=True):

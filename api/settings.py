@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from dotenv import dotenv_values
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from inference.settings import InferenceSettings
+from security.middleware.cors import check_origin
 from security.settings import SecuritySettings
 
 PREFIX: Final = "LENSGATE_"
@@ -21,6 +23,18 @@ _ENV_FILE: Final = ".env"
 
 class ConfigurationError(Exception):
     """The settings, or what they name, cannot be used; the message is for the operator and shows no secret."""
+
+
+def split_list(value: object) -> object:
+    """The items of a setting that is a list: divided by commas, or a JSON array. Anything but text is left as it is."""
+    if not isinstance(value, str):
+        return value
+    if not value.lstrip().startswith("["):
+        return [item.strip() for item in value.split(",") if item.strip()]
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        raise ValueError("is no JSON array") from None
 
 
 class HttpSettings(BaseModel):
@@ -35,6 +49,11 @@ class HttpSettings(BaseModel):
     tls_key: Path | None = Field(default=None, description="The PEM private key of TLS_CERT.")
     max_body_bytes: int = Field(default=10 * 1024 * 1024, ge=1024, le=1 << 30, description="The largest request body; 413 above.")
     max_batch_images: int = Field(default=64, ge=1, le=1024, description="The most pictures in one /predict/batch request.")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        max_length=64,
+        description="The origins whose web pages may call this API: https://app.example.com, divided by commas. None by default.",
+    )
     drain_pause_s: float = Field(
         default=0.0,
         ge=0,
@@ -43,6 +62,16 @@ class HttpSettings(BaseModel):
     )
     grace_s: float = Field(default=25.0, gt=0, le=600, description="On SIGTERM: the most seconds until everything has ended.")
     docs: bool = Field(default=True, description="Serve /docs and /openapi.json.")
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return split_list(value)
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_origin(origin) for origin in value)
 
     @model_validator(mode="after")
     def _tls_goes_in_pairs(self) -> Self:
@@ -176,4 +205,6 @@ def _masked(value: object) -> str:
         from sqlalchemy.engine import make_url
 
         return make_url(value.get_secret_value()).render_as_string(hide_password=True)
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
     return "" if value is None else str(value)

@@ -96,6 +96,21 @@ def presented_credentials(headers: RawHeaders, form: Mapping[str, str]) -> Clien
     return ClientCredentials(form["client_id"], form["client_secret"], basic=False)
 
 
+def required_parameter(form: Mapping[str, str], name: str) -> str:
+    """A parameter that the request must have.
+
+    Args:
+        form: as `parse_form` returned it.
+        name: one of our own words: it stands in the refusal.
+
+    Raises:
+        OAuthError: `invalid_request` where it is absent or empty.
+    """
+    if name not in form:
+        raise OAuthError("invalid_request", f"The parameter {name} is missing.")
+    return form[name]
+
+
 def _decode_base64(encoded: bytes) -> bytes:
     octets = base64.b64decode(encoded, validate=True)
     # Python forgives surplus padding and unused bits.

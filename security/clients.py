@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from sqlalchemy import and_, delete, func, or_, select, update
+from sqlalchemy import and_, delete, exists, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -27,7 +27,7 @@ from security.client_records import (
     is_name,
 )
 from security.database import Database
-from security.errors import RegistryError
+from security.errors import RegistryError, TooManyRevocations
 from security.tables import ClientRow, ClientSecretRow, DeletedClientRow, RevokedTokenRow
 from security.tokens import MAX_TOKEN_LIFETIME_S
 
@@ -167,12 +167,22 @@ class ClientRegistry:
                 return
             unexpired = select(func.count()).where(RevokedTokenRow.client_id == client_id, RevokedTokenRow.expires_at > now)
             if (await session.scalar(unexpired) or 0) >= MAX_REVOKED_PER_CLIENT:
-                raise RegistryError("Too many tokens of this client are revoked: disable the client instead.")
+                raise TooManyRevocations
             session.add(RevokedTokenRow(jti=jti, client_id=client_id, expires_at=expires_at, revoked_at=now))
             try:
                 await session.flush()
             except IntegrityError:  # another replica has just revoked it
                 await session.rollback()
+
+    async def is_refused(self, token_id: str, client_id: str) -> bool:
+        """Whether this token was revoked, or its client disabled or deleted, as of now. One query; for what must not wait for the poll."""
+        refused = or_(
+            exists().where(RevokedTokenRow.jti == token_id),
+            exists().where(ClientRow.client_id == client_id, ClientRow.disabled_at.is_not(None)),
+            exists().where(DeletedClientRow.client_id == client_id),
+        )
+        async with self._database.session() as session:
+            return bool(await session.scalar(select(refused)))
 
     async def prune(self) -> int:
         """Forget what has expired by itself: revocations, deleted clients, replaced secrets. Returns how many rows went."""

@@ -45,6 +45,10 @@ class UnsupportedContentEncoding(SecurityError):
         super().__init__(message)
 
 
+class PreflightRefused(SecurityError):
+    """A CORS preflight asks for what is not allowed across origins."""
+
+
 class OAuthError(SecurityError):
     """A refusal of the token endpoint, in the words of RFC 6749 section 5.2.
 
@@ -68,6 +72,15 @@ class RegistryUnavailable(RegistryError):
     """The client registry's database does not answer, or refuses the operation: the server's trouble, not the caller's."""
 
     def __init__(self, message: str = "The client registry is not available.") -> None:
+        super().__init__(message)
+
+
+class TooManyRevocations(RegistryError):
+    """The client has as many revoked tokens as it may have (RFC 7009 section 2.2.1 then answers 503: the token is still good)."""
+
+    retry_after_s = 60
+
+    def __init__(self, message: str = "Too many tokens of this client are revoked: disable the client instead.") -> None:
         super().__init__(message)
 
 

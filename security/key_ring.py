@@ -18,6 +18,9 @@ _PUBLICATION_MARGIN_S: Final = 5.0
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
+JWKS_MAX_AGE_S: Final = int(_PUBLICATION_MARGIN_S) - 1
+"""How long others may keep the key set: one taken from the last worker to see a new key is stale before that key signs."""
+
 
 def publication_delay_s(poll_s: float) -> float:
     """How long a new key is only published before it signs: until every worker has polled it, even one that just missed a turn."""

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from security.client_auth import ClientCredentials, RawHeaders, parse_form, presented_credentials
+from security.client_auth import ClientCredentials, RawHeaders, parse_form, presented_credentials, required_parameter
 from security.client_records import AuthenticatedClient
 from security.errors import OAuthError
 from security.tokens import IssuedToken
@@ -89,9 +89,7 @@ async def grant(
     headers = tuple(headers)
     form = parse_form(headers, query, body)
     credentials = presented_credentials(headers, form)
-    if "grant_type" not in form:
-        raise OAuthError("invalid_request", "The parameter grant_type is missing.")
-    if form["grant_type"] != "client_credentials":
+    if required_parameter(form, "grant_type") != "client_credentials":
         raise OAuthError("unsupported_grant_type", "Only the grant type client_credentials is supported.")
     client = await authenticate_client(registry, credentials)
     scopes = _granted_scopes(form.get("scope"), client.scopes)
