@@ -8,17 +8,18 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
-from typing import Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
 from api.children import ChildGaveUp
 from api.settings import ConfigurationError, Settings, effective, load_settings
 from inference.errors import ModelLoadError
-from security.client_records import Client, CreatedClient
-from security.clients import ClientRegistry
-from security.database import Database
 from security.errors import KeysError, RegistryError
+
+if TYPE_CHECKING:  # the database's library is slow to load, and most commands do without
+    from security.client_records import Client, CreatedClient
+    from security.clients import ClientRegistry
 
 app: Final = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 clients: Final = typer.Typer(no_args_is_help=True, help="The client apps that may ask for tokens.")
@@ -209,6 +210,8 @@ def db_upgrade() -> None:
     Example: LENSGATE_SECURITY__DATABASE_URL=postgresql+asyncpg://... lensgate db upgrade
     """
 
+    from security.database import Database
+
     async def run(settings: Settings) -> None:
         database = Database(settings.security.database_url.get_secret_value())
         try:
@@ -221,6 +224,9 @@ def db_upgrade() -> None:
 
 
 def _with_registry(act: Callable[[ClientRegistry], Awaitable[T]]) -> T:
+    from security.clients import ClientRegistry
+    from security.database import Database
+
     settings = load_settings()
 
     async def run() -> T:
