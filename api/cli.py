@@ -209,7 +209,6 @@ def db_upgrade() -> None:
 
     Example: LENSGATE_SECURITY__DATABASE_URL=postgresql+asyncpg://... lensgate db upgrade
     """
-
     from security.database import Database
 
     async def run(settings: Settings) -> None:
