@@ -1,15 +1,17 @@
 # All that is needed is make and Python; the rest comes from the hashed locks into .venv.
 PYTHON ?= python3
 ARGS ?=
+SECONDS ?= 60
 BIN := .venv/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lock clean
+.PHONY: help demo test check fuzz lock clean
 
 help:
 	@echo 'make demo    set up, then classify a real photograph      (ARGS=--once: exit after it)'
 	@echo 'make test    set up with the test tools, then run the tests  (ARGS=...: passed to pytest)'
 	@echo 'make check   format, lint, types, import rules, dead code, security lint, audit'
+	@echo 'make fuzz    look for inputs that break the parsers       (SECONDS=60: for each of them)'
 	@echo 'make lock    rewrite the locks from pyproject.toml        (ARGS=--upgrade: to the newest versions)'
 	@echo 'make clean   remove .venv and the caches of the tools'
 
@@ -31,11 +33,16 @@ check: .venv/.check
 	$(BIN)/python locks/lock.py --check
 	$(BIN)/python locks/audit.py
 
+fuzz: .venv/.check
+	$(BIN)/python -m fuzz.run picture --seconds $(SECONDS)
+	$(BIN)/python -m fuzz.run token --seconds $(SECONDS)
+	$(BIN)/python -m fuzz.run client_auth --seconds $(SECONDS)
+
 lock: .venv/.build
 	$(BIN)/python locks/lock.py $(ARGS)
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage .fuzz
 
 # A stamp for each lock that is installed: a second run is instant, and a lock that changed is installed again.
 .venv/.build: locks/build.txt
@@ -45,4 +52,6 @@ clean:
 .venv/.demo .venv/.test .venv/.check: .venv/.%: locks/%.txt .venv/.build pyproject.toml
 	locks/uv.sh pip install --python $(BIN)/python --require-hashes --only-binary :all: -r $<
 	locks/uv.sh pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@# Compiles to bytecode what a start imports, so that the first one is as quick as every other.
+	$(BIN)/python -c 'import api.demo, api.worker_process, inference.worker.model, timm'
 	@touch $@
