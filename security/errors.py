@@ -86,3 +86,7 @@ class TooManyRevocations(RegistryError):
 
 class KeysError(SecurityError):
     """The keys folder cannot be used as it is; the message is for the operator and says what to do."""
+
+
+class KeySetUnusable(SecurityError):
+    """Another issuer's keys could not be had, or cannot be used; the message is for the operator and shows nothing that was received."""
