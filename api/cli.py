@@ -6,20 +6,21 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import Awaitable, Callable
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from api.children import ChildGaveUp
+from api.keys_cli import keys
+from api.registry_access import with_registry
 from api.settings import ConfigurationError, Settings, effective, load_settings
+from api.tokens_cli import tokens
 from inference.errors import ModelLoadError
 from security.errors import KeysError, RegistryError
 
 if TYPE_CHECKING:  # the database's library is slow to load, and most commands do without
     from security.client_records import Client, CreatedClient
-    from security.clients import ClientRegistry
 
 app: Final = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 clients: Final = typer.Typer(no_args_is_help=True, help="The client apps that may ask for tokens.")
@@ -27,11 +28,12 @@ weights: Final = typer.Typer(no_args_is_help=True, help="The model's weights.")
 config: Final = typer.Typer(no_args_is_help=True, help="The settings.")
 db: Final = typer.Typer(no_args_is_help=True, help="The client registry's database.")
 app.add_typer(clients, name="clients")
+app.add_typer(keys, name="keys")
+app.add_typer(tokens, name="tokens")
 app.add_typer(weights, name="weights")
 app.add_typer(config, name="config")
 app.add_typer(db, name="db")
 
-T = TypeVar("T")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Reference = Annotated[str, typer.Argument(metavar="CLIENT", help="The client's id or name.")]
 
@@ -103,7 +105,7 @@ def clients_create(
 
     Example: lensgate clients create my-app --scope predict
     """
-    created = _with_registry(lambda registry: registry.create(name, scope, tier=tier))
+    created = with_registry(lambda registry: registry.create(name, scope, tier=tier))
     _show_secret(created, as_json, f"Made the client {created.name}.")
 
 
@@ -113,7 +115,7 @@ def clients_list(as_json: AsJson = False) -> None:
 
     Example: lensgate clients list
     """
-    found = _with_registry(lambda registry: registry.list_all())
+    found = with_registry(lambda registry: registry.list_all())
     if as_json:
         _print_json([_as_json(client) for client in found])
         return
@@ -130,7 +132,7 @@ def clients_show(client: Reference, as_json: AsJson = False) -> None:
 
     Example: lensgate clients show my-app
     """
-    found = _with_registry(lambda registry: registry.get(client))
+    found = with_registry(lambda registry: registry.get(client))
     if as_json:
         _print_json(_as_json(found))
         return
@@ -148,7 +150,7 @@ def clients_rotate_secret(
 
     Example: lensgate clients rotate-secret my-app --overlap-s 3600
     """
-    created = _with_registry(lambda registry: registry.rotate_secret(client, overlap_s=overlap_s))
+    created = with_registry(lambda registry: registry.rotate_secret(client, overlap_s=overlap_s))
     _show_secret(created, as_json, f"Gave {created.name} a new secret; the old one works for {overlap_s} s more.")
 
 
@@ -158,7 +160,7 @@ def clients_disable(client: Reference) -> None:
 
     Example: lensgate clients disable my-app
     """
-    _with_registry(lambda registry: registry.disable(client))
+    with_registry(lambda registry: registry.disable(client))
     typer.echo(f"Disabled {client}.")
 
 
@@ -168,7 +170,7 @@ def clients_enable(client: Reference) -> None:
 
     Example: lensgate clients enable my-app
     """
-    _with_registry(lambda registry: registry.enable(client))
+    with_registry(lambda registry: registry.enable(client))
     typer.echo(f"Enabled {client}.")
 
 
@@ -178,7 +180,7 @@ def clients_delete(client: Reference) -> None:
 
     Example: lensgate clients delete my-app
     """
-    _with_registry(lambda registry: registry.delete(client))
+    with_registry(lambda registry: registry.delete(client))
     typer.echo(f"Deleted {client}.")
 
 
@@ -220,25 +222,6 @@ def db_upgrade() -> None:
 
     asyncio.run(run(load_settings()))
     typer.echo("The client registry is up to date.")
-
-
-def _with_registry(act: Callable[[ClientRegistry], Awaitable[T]]) -> T:
-    from security.clients import ClientRegistry
-    from security.database import Database
-
-    settings = load_settings()
-
-    async def run() -> T:
-        url = settings.security.database_url.get_secret_value()
-        database = Database(url)
-        try:
-            # A first `clients create` on a laptop needs no command before it.
-            await (database.upgrade() if url.startswith("sqlite") else database.check_schema())
-            return await act(ClientRegistry(database))
-        finally:
-            await database.aclose()
-
-    return asyncio.run(run())
 
 
 def _show_secret(created: CreatedClient, as_json: bool, said: str) -> None:

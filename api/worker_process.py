@@ -29,6 +29,7 @@ from inference.process_engine import ProcessEngine
 from security.clients import ClientRegistry
 from security.database import Database
 from security.errors import KeysError, RegistryError
+from security.housekeeping import prune_regularly
 from security.key_ring import KeyStore
 from security.revocation import RevocationView
 from security.tokens import TokenIssuer, TokenVerifier
@@ -82,7 +83,11 @@ async def _open_services(settings: Settings, engine_sockets: Sequence[Path]) -> 
     engine.start()
     threads = max(1, os.cpu_count() or 1)
     decoder = DecodePool(max_pixels=settings.inference.max_pixels, threads=threads, max_waiting=threads * _MAX_WAITING_DECODES_PER_THREAD)
-    polls = [asyncio.create_task(keys.run(), name="poll keys"), asyncio.create_task(revocations.run(), name="poll revocations")]
+    polls = [
+        asyncio.create_task(keys.run(), name="poll keys"),
+        asyncio.create_task(revocations.run(), name="poll revocations"),
+        asyncio.create_task(prune_regularly(registry), name="prune the registry"),
+    ]
     try:
         yield Services(
             settings=settings,

@@ -81,13 +81,17 @@ def ensure_keys(keys_dir: Path, *, may_create: bool) -> str | None:
             f"The keys folder {str(keys_dir)!r} holds no key, and replicas must share theirs: make one with `lensgate keys rotate` "
             "and give the folder to every replica."
         )
-    with _locked(keys_dir):
+    with locked(keys_dir):
         return None if key_files(keys_dir) else create_key(keys_dir)
 
 
 @contextmanager
-def _locked(keys_dir: Path) -> Iterator[None]:
-    """Hold the folder's lock, which dies with the process."""
+def locked(keys_dir: Path) -> Iterator[None]:
+    """Hold the folder's lock, which dies with the process; the folder is made where it is missing.
+
+    Raises:
+        KeysError: the folder cannot be made.
+    """
     try:
         keys_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = os.open(keys_dir, os.O_RDONLY | os.O_DIRECTORY)

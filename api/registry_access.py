@@ -1,0 +1,38 @@
+"""The client registry for one command of the command line."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from api.settings import Settings, load_settings
+
+if TYPE_CHECKING:  # the database's library is slow to load, and most commands do without
+    from security.clients import ClientRegistry
+
+T = TypeVar("T")
+
+
+def with_registry(act: Callable[[ClientRegistry], Awaitable[T]], settings: Settings | None = None) -> T:
+    """What `act` returns for the registry of these settings, by default this process's.
+
+    Raises:
+        ConfigurationError: the settings are not usable.
+        RegistryError: the registry cannot be used, or cannot do what was asked.
+    """
+    from security.clients import ClientRegistry
+    from security.database import Database
+
+    url = (settings or load_settings()).security.database_url.get_secret_value()
+
+    async def run() -> T:
+        database = Database(url)
+        try:
+            # A first `clients create` on a laptop needs no command before it.
+            await (database.upgrade() if url.startswith("sqlite") else database.check_schema())
+            return await act(ClientRegistry(database))
+        finally:
+            await database.aclose()
+
+    return asyncio.run(run())

@@ -1,0 +1,33 @@
+"""`lensgate tokens`."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Final
+
+import typer
+
+from api.registry_access import with_registry
+from api.settings import load_settings
+
+tokens: Final = typer.Typer(no_args_is_help=True, help="Access tokens that are out there.")
+
+_BY_OPERATOR: Final = "operator"
+"""Stands for the client of a revoked token: nobody keeps which token went to whom."""
+
+
+@tokens.command("revoke")
+def tokens_revoke(
+    jti: Annotated[str, typer.Argument(metavar="JTI", help="The token's id: its claim `jti`, in the log as token_id.")],
+) -> None:
+    """Refuse one token, whoever has it, within LENSGATE_SECURITY__POLL_S. To refuse all of a client's: lensgate clients disable.
+
+    Example: lensgate tokens revoke 7Jz0yVw2sQk3cT1xRb9uAg
+    """
+    from security.tokens import MAX_TOKEN_LIFETIME_S
+
+    settings = load_settings()
+    # Its `exp` is not known here; no token lives longer than this.
+    expires_at = int(time.time()) + MAX_TOKEN_LIFETIME_S
+    with_registry(lambda registry: registry.revoke(jti, _BY_OPERATOR, expires_at), settings)
+    typer.echo(f"Revoked the token {jti}: every worker refuses it within {settings.security.poll_s:g} s.")
