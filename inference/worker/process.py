@@ -22,6 +22,7 @@ from inference.worker.server import EngineServer
 _log: Final = structlog.get_logger()
 
 _PROGRESS_EVERY_S: Final = 0.5
+_LOG_PROGRESS_EVERY_S: Final = 10.0
 
 
 async def serve(candidates: Sequence[InferenceSettings], socket: Path, *, connect_timeout_s: float, stop: asyncio.Event) -> None:
@@ -109,6 +110,7 @@ class _Progress:
     def __init__(self, server: EngineServer) -> None:
         self._server = server
         self._next_s = 0.0
+        self._next_log_s = 0.0
 
     def __call__(self, received_bytes: int, total_bytes: int | None) -> None:
         now_s = time.monotonic()
@@ -117,3 +119,6 @@ class _Progress:
         self._next_s = now_s + _PROGRESS_EVERY_S
         done = f"{received_bytes * 100 // total_bytes} %" if total_bytes else f"{received_bytes // 1_000_000} MB"
         self._server.publish(EngineStatus(phase="downloading", detail=f"Downloading the weights: {done}."))
+        if now_s >= self._next_log_s:
+            self._next_log_s = now_s + _LOG_PROGRESS_EVERY_S
+            _log.info("weights_downloading", received_bytes=received_bytes, total_bytes=total_bytes)
