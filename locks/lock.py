@@ -17,7 +17,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = ("pyproject.toml", "--constraints=locks/constraints.in")
 LOCKS = {
-    "check": (*PROJECT, "--extra=demo", "--extra=postgres", "--extra=redis", "--group=build", "--group=test", "--group=check"),
+    "check": (
+        *PROJECT,
+        "--extra=demo",
+        "--extra=postgres",
+        "--extra=redis",
+        "--group=build",
+        "--group=test",
+        "--group=check",
+        "--group=fuzz",
+    ),
     "test": (*PROJECT, "--extra=demo", "--extra=postgres", "--extra=redis", "--group=test"),
     "demo": (*PROJECT, "--extra=demo"),
     "serve": (*PROJECT, "--extra=postgres", "--extra=redis", "--overrides=locks/base-image.in"),
