@@ -205,6 +205,8 @@ def _masked(value: object) -> str:
         from sqlalchemy.engine import make_url
 
         return make_url(value.get_secret_value()).render_as_string(hide_password=True)
+    if isinstance(value, tuple) and any(isinstance(item, BaseModel) for item in value):
+        return json.dumps([item.model_dump(mode="json") for item in value])
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return "" if value is None else str(value)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
+from security.issuer_profiles import MAX_TRUSTED_ISSUERS, TrustedIssuer, check_distinct
+
 
 class SecuritySettings(BaseModel):
     """Tokens, keys and the client registry."""
@@ -31,6 +33,17 @@ class SecuritySettings(BaseModel):
         le=60,
         description="How often keys, disabled clients and revocations are read again: the staleness of a refusal, in seconds.",
     )
+
+    trusted_issuers: tuple[TrustedIssuer, ...] = Field(
+        default=(),
+        max_length=MAX_TRUSTED_ISSUERS,
+        description="Outside identity providers whose access tokens are good here too: a JSON list of profiles (docs/trusted-issuers.md).",
+    )
+
+    @field_validator("trusted_issuers")
+    @classmethod
+    def _are_distinct(cls, value: tuple[TrustedIssuer, ...]) -> tuple[TrustedIssuer, ...]:
+        return check_distinct(value)
 
     @field_validator("database_url")
     @classmethod
