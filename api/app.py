@@ -59,7 +59,7 @@ def _layers(services: Services, access: AccessTable) -> list[Middleware]:
         Middleware(CorsHeadersMiddleware, origins=services.settings.http.cors_origins),
         Middleware(BoundaryMiddleware),
         Middleware(PreflightMiddleware, origins=services.settings.http.cors_origins),
-        Middleware(AuthenticationMiddleware, access=access, verifier=services.verifier, revocations=services.revocations),
+        Middleware(AuthenticationMiddleware, access=access, verifier=services.trusted_issuers or services.verifier, revocations=services.revocations),
         Middleware(
             BodyLimitMiddleware,
             max_body_bytes=services.settings.http.max_body_bytes,

@@ -13,6 +13,7 @@ from security.clients import ClientRegistry
 from security.key_ring import KeyStore
 from security.revocation import RevocationView
 from security.tokens import TokenIssuer, TokenVerifier
+from security.trusted_issuers import TrustedIssuers
 
 __all__ = ["DecodePool", "Lifecycle", "Services", "services_of"]
 
@@ -34,9 +35,12 @@ class Services:
     registry: ClientRegistry
     issuer: TokenIssuer
     verifier: TokenVerifier
+    """Of our own tokens: what the OAuth endpoints ask."""
     revocations: RevocationView
     keys: KeyStore
     decoder: DecodePool
+    trusted_issuers: TrustedIssuers | None = None
+    """Verifies our tokens and those of others; None: only ours are good."""
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
 
 

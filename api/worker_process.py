@@ -33,6 +33,7 @@ from security.housekeeping import prune_regularly
 from security.key_ring import KeyStore
 from security.revocation import RevocationView
 from security.tokens import TokenIssuer, TokenVerifier
+from security.trusted_issuers import TrustedIssuers
 
 _log: Final = structlog.get_logger()
 
@@ -79,6 +80,9 @@ async def _open_services(settings: Settings, engine_sockets: Sequence[Path]) -> 
     keys = KeyStore(security.keys_dir, poll_s=security.poll_s)
     revocations = RevocationView(registry, issuer=settings.issuer, poll_s=security.poll_s)
     await revocations.refresh()
+    verifier = TokenVerifier(keys, issuer=settings.issuer, audience=security.audience, clock_skew_s=security.clock_skew_s)
+    trusted = TrustedIssuers(verifier, security.trusted_issuers, own_issuer=settings.issuer, clock_skew_s=security.clock_skew_s)
+    await trusted.load_files()
     engine = ProcessEngine(engine_sockets, max_pending=settings.inference.queue_size)
     engine.start()
     threads = max(1, os.cpu_count() or 1)
@@ -86,6 +90,7 @@ async def _open_services(settings: Settings, engine_sockets: Sequence[Path]) -> 
     polls = [
         asyncio.create_task(keys.run(), name="poll keys"),
         asyncio.create_task(revocations.run(), name="poll revocations"),
+        asyncio.create_task(trusted.run(), name="fetch the keys of trusted issuers"),
         asyncio.create_task(prune_regularly(registry), name="prune the registry"),
     ]
     try:
@@ -94,7 +99,8 @@ async def _open_services(settings: Settings, engine_sockets: Sequence[Path]) -> 
             engine=engine,
             registry=registry,
             issuer=TokenIssuer(keys, issuer=settings.issuer, audience=security.audience, ttl_s=security.token_ttl_s),
-            verifier=TokenVerifier(keys, issuer=settings.issuer, audience=security.audience, clock_skew_s=security.clock_skew_s),
+            verifier=verifier,
+            trusted_issuers=trusted,
             revocations=revocations,
             keys=keys,
             decoder=decoder,
