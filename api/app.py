@@ -55,11 +55,16 @@ def create_app(services: Services) -> FastAPI:
 def _layers(services: Services, access: AccessTable) -> list[Middleware]:
     """The house's front door: every layer, outermost first. Their order is a matter of security; see docs/architecture.md."""
     return [
-        Middleware(ContextMiddleware, known_paths=access.keys()),
+        Middleware(ContextMiddleware, known_paths=access.keys(), over_tls=services.settings.over_tls),
         Middleware(CorsHeadersMiddleware, origins=services.settings.http.cors_origins),
         Middleware(BoundaryMiddleware),
         Middleware(PreflightMiddleware, origins=services.settings.http.cors_origins),
-        Middleware(AuthenticationMiddleware, access=access, verifier=services.trusted_issuers or services.verifier, revocations=services.revocations),
+        Middleware(
+            AuthenticationMiddleware,
+            access=access,
+            verifier=services.trusted_issuers or services.verifier,
+            revocations=services.revocations,
+        ),
         Middleware(
             BodyLimitMiddleware,
             max_body_bytes=services.settings.http.max_body_bytes,
