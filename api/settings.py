@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from inference.settings import InferenceSettings
+from security.client_address import parse_network
 from security.middleware.cors import check_origin
+from security.rate_limits import parse_limit
 from security.settings import SecuritySettings
 
 PREFIX: Final = "LENSGATE_"
@@ -54,6 +56,15 @@ class HttpSettings(BaseModel):
         max_length=64,
         description="The origins whose web pages may call this API: https://app.example.com, divided by commas. None by default.",
     )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        max_length=256,
+        description="The proxies whose X-Forwarded-For is believed: addresses and networks (10.0.0.0/8), divided by commas. None by default.",
+    )
+    address_limit: str = Field(
+        default="1200/minute",
+        description="How many requests one address may send, whatever they are: IPv4 whole, IPv6 by its /64; the probes have as many.",
+    )
     drain_pause_s: float = Field(
         default=0.0,
         ge=0,
@@ -63,7 +74,7 @@ class HttpSettings(BaseModel):
     grace_s: float = Field(default=25.0, gt=0, le=600, description="On SIGTERM: the most seconds until everything has ended.")
     docs: bool = Field(default=True, description="Serve /docs and /openapi.json.")
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return split_list(value)
@@ -72,6 +83,17 @@ class HttpSettings(BaseModel):
     @classmethod
     def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(check_origin(origin) for origin in value)
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(parse_network(text)) for text in value)
+
+    @field_validator("address_limit")
+    @classmethod
+    def _is_a_limit(cls, value: str) -> str:
+        parse_limit(value)
+        return value
 
     @model_validator(mode="after")
     def _tls_goes_in_pairs(self) -> Self:
@@ -121,7 +143,8 @@ class Settings(BaseSettings):
     def dump(self) -> dict[str, Any]:
         """Everything, secrets too, as JSON values: for handing it to a child process, and for nothing else."""
         values = self.model_dump(mode="json")
-        values["security"]["database_url"] = self.security.database_url.get_secret_value()
+        for name in ("database_url", "rate_limit_storage"):
+            values["security"][name] = getattr(self.security, name).get_secret_value()
         return values
 
     @classmethod
@@ -138,6 +161,11 @@ class Settings(BaseSettings):
     def issuer(self) -> str:
         """The `iss` of our tokens, and the base of the metadata's URLs."""
         return self.url if self.security.issuer is None else self.security.issuer.rstrip("/")
+
+    @property
+    def over_tls(self) -> bool:
+        """Whether clients reach us by HTTPS: ours, or, as an https issuer says, that of the proxy before us."""
+        return self.http.tls_cert is not None or self.issuer.startswith("https://")
 
     @property
     def url(self) -> str:
@@ -204,7 +232,11 @@ def _masked(value: object) -> str:
         # Imported here: an API worker reads its settings without it.
         from sqlalchemy.engine import make_url
 
-        return make_url(value.get_secret_value()).render_as_string(hide_password=True)
+        url = make_url(value.get_secret_value())
+        in_query = {name: "***" for name in url.query if "password" in name.lower()}
+        return url.update_query_dict(in_query).render_as_string(hide_password=True)
+    if isinstance(value, dict):
+        return json.dumps({name: item.model_dump(mode="json") for name, item in value.items()})
     if isinstance(value, tuple) and any(isinstance(item, BaseModel) for item in value):
         return json.dumps([item.model_dump(mode="json") for item in value])
     if isinstance(value, tuple):

@@ -26,16 +26,21 @@ _COMMON_HEADERS: Final = (
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
 )
+_HSTS: Final = (b"strict-transport-security", b"max-age=31536000")
+"""A year (RFC 6797)."""
 
 
 class _Exchange:
     """Counts what passes between the server and the app for one request."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, record: RequestRecord, common_headers: tuple[tuple[bytes, bytes], ...]
+    ) -> None:
         self._scope = scope
         self._receive = receive
         self._send = send
         self.record = record
+        self._common_headers = common_headers
         self.status: int | None = None
         self.bytes_in = 0
         self.bytes_out = 0
@@ -51,7 +56,7 @@ class _Exchange:
             self.status = message["status"]
             headers = list(message.get("headers", ()))
             present = {name for name, _ in headers}
-            headers += [header for header in _COMMON_HEADERS if header[0] not in present]
+            headers += [header for header in self._common_headers if header[0] not in present]
             headers.append((b"x-request-id", self.record.request_id.encode()))
             if self._scope["path"] in _TIMED_PATHS and (timing := self._server_timing()):
                 headers.append((b"server-timing", timing))
@@ -77,11 +82,13 @@ class ContextMiddleware:
     Args:
         app: the layer inside.
         known_paths: the paths of the routes; any other is logged as the route `unmatched`.
+        over_tls: clients reach us by HTTPS only, so their browsers may be told never to try anything else.
     """
 
-    def __init__(self, app: ASGIApp, *, known_paths: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, *, known_paths: Collection[str], over_tls: bool = False) -> None:
         self._app = app
         self._known_paths = frozenset(known_paths)
+        self._common_headers = (*_COMMON_HEADERS, _HSTS) if over_tls else _COMMON_HEADERS
         self._log = structlog.get_logger("api.request").bind(worker_pid=os.getpid())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,7 +99,7 @@ class ContextMiddleware:
         began_s = time.perf_counter()
         record = RequestRecord(_request_id(scope))
         scope.setdefault("state", {})[RECORD_KEY] = record
-        exchange = _Exchange(scope, receive, send, record)
+        exchange = _Exchange(scope, receive, send, record, self._common_headers)
         try:
             with structlog.contextvars.bound_contextvars(request_id=record.request_id):
                 await self._app(scope, exchange.receive, exchange.send)

@@ -23,7 +23,8 @@ def test_https_is_served_from_the_certificate_and_plain_http_is_not(start_servic
     context = ssl.create_default_context()
     authority.configure_trust(context)
     assert service.url.startswith("https://")
-    assert httpx.get(f"{service.url}/livez", verify=context, timeout=30).status_code == 200
+    answer = httpx.get(f"{service.url}/livez", verify=context, timeout=30)
+    assert (answer.status_code, answer.headers["strict-transport-security"]) == (200, "max-age=31536000")
     with pytest.raises(httpx.HTTPError):
         httpx.get(f"{service.url.replace('https', 'http')}/livez", timeout=30)
 
