@@ -5,12 +5,13 @@ SECONDS ?= 60
 BIN := .venv/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check fuzz lock clean
+.PHONY: help demo test check bench fuzz lock clean
 
 help:
 	@echo 'make demo    set up, then classify a real photograph      (ARGS=--once: exit after it)'
 	@echo 'make test    set up with the test tools, then run the tests  (ARGS=...: passed to pytest)'
 	@echo 'make check   format, lint, types, import rules, dead code, security lint, audit'
+	@echo 'make bench   what the gate costs a request               (ARGS=--check: fail where a target is missed)'
 	@echo 'make fuzz    look for inputs that break the parsers       (SECONDS=60: for each of them)'
 	@echo 'make lock    rewrite the locks from pyproject.toml        (ARGS=--upgrade: to the newest versions)'
 	@echo 'make clean   remove .venv and the caches of the tools'
@@ -32,6 +33,9 @@ check: .venv/.check
 	PATH="$$PWD/$(BIN):$$PATH" shellcheck .ci/run locks/*.sh
 	$(BIN)/python locks/lock.py --check
 	$(BIN)/python locks/audit.py
+
+bench: .venv/.demo
+	$(BIN)/python -m benchmarks.gate_cost $(ARGS)
 
 fuzz: .venv/.check
 	$(BIN)/python -m fuzz.run picture --seconds $(SECONDS)

@@ -1,0 +1,1 @@
+"""Benchmarks: every number that is claimed comes from one of these."""
