@@ -98,8 +98,8 @@ class Child:
             stdout=self._output,
             stderr=self._output,
             pass_fds=self._pass_fds,
-            # A group of its own: Ctrl-C in a terminal reaches the supervisor alone, which then ends everything in order.
-            process_group=0,
+            # A session of its own: Ctrl-C in a terminal reaches the supervisor alone, which then ends everything in order.
+            start_new_session=True,
         )
         self._process = process
         try:

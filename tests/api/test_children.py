@@ -1,0 +1,117 @@
+"""One child of the supervisor, as a real process: configured by its pipe, started again, given up, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from api import children
+from api.children import EXIT_CONFIGURATION, Child, ChildGaveUp
+
+Write = Callable[[str], None]
+
+
+@pytest.fixture
+def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Writes the module `child_under_test`, in a folder where children find it and where they run."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])]))
+    monkeypatch.chdir(tmp_path)
+
+    def write(source: str) -> None:
+        (tmp_path / "child_under_test.py").write_text(source)
+
+    return write
+
+
+def make_child(pids: asyncio.Queue[int], config: object = None) -> Child:
+    return Child("child", "child_under_test", {"value": config}, on_start=pids.put_nowait)
+
+
+async def test_a_child_reads_its_configuration_and_ends_when_the_supervisors_end_of_the_pipe_closes(
+    write_module: Write, tmp_path: Path
+) -> None:
+    write_module(
+        "import json, threading\n"
+        "from api.child_config import read_config, when_supervisor_dies\n"
+        "config = read_config()\n"
+        "ended = threading.Event()\n"
+        "when_supervisor_dies(ended.set)\n"
+        "open('config', 'w').write(json.dumps(config))\n"
+        "ended.wait()\n"
+        "open('ended', 'w').close()\n"
+    )
+    large = "x" * 300_000  # more than a pipe holds: the child reads while the parent writes
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "child_under_test", stdin=asyncio.subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(json.dumps({"value": large}).encode() + b"\n")
+    await process.stdin.drain()
+    process.stdin.close()
+    assert await asyncio.wait_for(process.wait(), 60) == 0
+    assert json.loads((tmp_path / "config").read_text()) == {"value": large}
+    assert (tmp_path / "ended").exists()
+
+
+async def test_a_child_that_dies_is_started_again_with_the_same_configuration(write_module: Write, tmp_path: Path) -> None:
+    write_module("import sys, time\nopen('lines', 'a').write(sys.stdin.readline())\ntime.sleep(1000)\n")
+    pids: asyncio.Queue[int] = asyncio.Queue()
+    child = make_child(pids, "secret")
+    keeper = asyncio.create_task(child.keep())
+    first = await asyncio.wait_for(pids.get(), 60)
+    await _until(lambda: (tmp_path / "lines").exists() and (tmp_path / "lines").stat().st_size > 0)
+    assert "secret" not in " ".join(psutil.Process(first).cmdline())
+    assert "secret" not in "".join(psutil.Process(first).environ().values())
+    psutil.Process(first).kill()
+    second = await asyncio.wait_for(pids.get(), 60)
+    assert second != first
+    await _until(lambda: len((tmp_path / "lines").read_text().splitlines()) == 2)
+    assert [json.loads(line) for line in (tmp_path / "lines").read_text().splitlines()] == [{"value": "secret"}] * 2
+    child.stop()
+    await asyncio.wait_for(keeper, 60)
+    assert not psutil.pid_exists(second)
+
+
+async def test_a_child_that_is_configured_badly_is_not_started_again(write_module: Write) -> None:
+    write_module(f"raise SystemExit({EXIT_CONFIGURATION})\n")
+    pids: asyncio.Queue[int] = asyncio.Queue()
+    with pytest.raises(ChildGaveUp) as gave_up:
+        await asyncio.wait_for(make_child(pids).keep(), 60)
+    assert gave_up.value.configured_badly
+    assert pids.qsize() == 1
+
+
+async def test_a_child_that_keeps_dying_is_given_up_loudly(write_module: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "_BACK_OFF_MAX_S", 0.01)
+    monkeypatch.setattr(children, "_MAX_RAPID_DEATHS", 3)
+    write_module("raise SystemExit(1)\n")
+    pids: asyncio.Queue[int] = asyncio.Queue()
+    with pytest.raises(ChildGaveUp, match="3 times in a row") as gave_up:
+        await asyncio.wait_for(make_child(pids).keep(), 60)
+    assert not gave_up.value.configured_badly
+    assert pids.qsize() == 3
+
+
+async def test_stopping_during_the_pause_ends_it_at_once(write_module: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "_BACK_OFF_MIN_S", 1000.0)
+    monkeypatch.setattr(children, "_BACK_OFF_MAX_S", 1000.0)
+    write_module("raise SystemExit(1)\n")
+    pids: asyncio.Queue[int] = asyncio.Queue()
+    child = make_child(pids)
+    keeper = asyncio.create_task(child.keep())
+    first = await asyncio.wait_for(pids.get(), 60)
+    await _until(lambda: not psutil.pid_exists(first))
+    child.stop()
+    await asyncio.wait_for(keeper, 60)
+    assert pids.empty()
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110  the condition is of another process
+            await asyncio.sleep(0.01)
