@@ -1,0 +1,91 @@
+"""Requests that are in flight for as long as a test wants: the engine's process is stopped, so that nothing is answered."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import httpx
+import psutil
+
+from support.service import Service
+
+API: Final = "api.worker_process"
+ENGINE: Final = "api.engine_process"
+CROP_BYTES: Final = 224 * 224 * 3
+"""What one picture is on the engine's socket."""
+
+
+class InFlight:
+    """One /predict in a thread of its own, on a connection of its own or on `http`."""
+
+    def __init__(self, service: Service, picture: bytes, token: str, http: httpx.Client | None = None) -> None:
+        self._service, self._picture, self._token, self._http = service, picture, token, http
+        self.answer: httpx.Response | None = None
+        self.error: httpx.TransportError | None = None
+        self._caller = threading.Thread(target=self._call)
+        self._caller.start()
+
+    def _call(self) -> None:
+        try:
+            if self._http is None:
+                self.answer = self._service.predict(self._picture, self._token)
+            else:
+                headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "image/png"}
+                self.answer = self._http.post("/predict", content=self._picture, headers=headers)
+        except httpx.TransportError as error:
+            self.error = error
+
+    @property
+    def is_waiting(self) -> bool:
+        """True until there is an answer, or none to be had."""
+        return self._caller.is_alive()
+
+    def wait(self) -> httpx.Response:
+        """The answer; the error where the connection broke."""
+        self._caller.join(90)
+        if self.error is not None:
+            raise self.error
+        assert self.answer is not None, "still in flight"
+        return self.answer
+
+
+class Held:
+    """A /predict whose pixels lie in the socket of a stopped engine. `worker` is the process that serves it."""
+
+    def __init__(
+        self, service: Service, picture: bytes, token: str, *, worker: psutil.Process | None = None, http: httpx.Client | None = None
+    ) -> None:
+        (self.engine,) = service.children(ENGINE)
+        serving = worker or service.children(API)[0]
+        self.engine.suspend()
+        written = serving.io_counters().write_chars
+        self.request = InFlight(service, picture, token, http)
+        deadline_s = time.monotonic() + 30
+        while serving.io_counters().write_chars - written < CROP_BYTES:
+            assert time.monotonic() < deadline_s, "the picture never reached the engine"
+            assert self.request.is_waiting, self.request.wait().text
+
+    def answer(self) -> httpx.Response:
+        """What the caller got in the end."""
+        return self.request.wait()
+
+
+@contextmanager
+def connection_to(service: Service, worker: psutil.Process) -> Iterator[httpx.Client]:
+    """A kept connection to that one of the workers: while it is made, the others cannot accept it."""
+    others = [other for other in service.children(API) if other.pid != worker.pid]
+    with httpx.Client(base_url=service.url, timeout=60) as http:
+        for other in others:
+            other.suspend()
+        try:
+            after = len(service.log)
+            assert http.get("/livez", headers={"X-Request-ID": f"to-{worker.pid}"}).status_code == 200
+        finally:
+            for other in others:
+                other.resume()
+        assert service.wait_for("request", after=after, request_id=f"to-{worker.pid}")["worker_pid"] == worker.pid
+        yield http
