@@ -26,7 +26,9 @@ from security.errors import (
     MissingToken,
     OAuthError,
     PreflightRefused,
+    RateLimited,
     RegistryUnavailable,
+    TooManyInFlight,
     TooManyRevocations,
     UnsupportedContentEncoding,
 )
@@ -67,6 +69,8 @@ KINDS: Final[Mapping[str, Kind]] = {
     "unsupported_media_type": Kind(415, "The kind of body is not supported"),
     "invalid_request": Kind(422, "The request is not valid"),
     "invalid_image": Kind(422, "The picture is not valid"),
+    "rate_limited": Kind(429, "The limit is used up"),
+    "too_many_in_flight": Kind(429, "Too many requests are in flight"),
     "internal_error": Kind(500, "The server failed"),
     "overloaded": Kind(503, "The server is at capacity"),
     "not_ready": Kind(503, "The server is not ready"),
@@ -81,6 +85,8 @@ _CODES: Final[Mapping[type[Exception], str]] = {
     InvalidToken: "invalid_token",
     InsufficientScope: "insufficient_scope",
     BodyTooLarge: "body_too_large",
+    RateLimited: "rate_limited",
+    TooManyInFlight: "too_many_in_flight",
     UnsupportedImage: "unsupported_media_type",
     InvalidImage: "invalid_image",
     ImageTooLarge: "image_too_large",
@@ -157,7 +163,7 @@ def _headers(error: Exception, code: str) -> dict[str, str]:
         return {"WWW-Authenticate": f'Bearer {REALM}, error="insufficient_scope", scope="{error.required}"'}
     if isinstance(error, BodyTooLarge):
         return {"Connection": "close"}  # the rest of the body must not be read
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+    if status in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}:
         return {"Retry-After": str(max(1, int(getattr(error, "retry_after_s", 1))))}
     return {}
 

@@ -59,7 +59,7 @@ class HttpSettings(BaseModel):
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         max_length=256,
-        description="The proxies whose X-Forwarded-For is believed: addresses and networks (10.0.0.0/8), divided by commas. None by default.",
+        description="The proxies whose X-Forwarded-For is believed: addresses and networks (10.0.0.0/8), divided by commas.",
     )
     address_limit: str = Field(
         default="1200/minute",

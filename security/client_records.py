@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -53,12 +53,14 @@ class AuthenticatedClient:
 
 @dataclass(frozen=True, slots=True)
 class RegistrySnapshot:
-    """What every worker must refuse, as of one moment. Unknown clients are not in it: one may have been made since."""
+    """What every worker must know of the clients, as of one moment. Unknown clients are not in it: one may have been made since."""
 
     refused_clients: frozenset[str]
     """The ids of disabled clients, and of deleted ones for as long as a token of theirs can live."""
     revoked_tokens: frozenset[str]
     """The `jti` of every revoked token that has not expired."""
+    tiers: Mapping[str, str] = field(default_factory=dict)
+    """The tiers of the clients that have another than the standard one, by client id."""
 
 
 def is_name(text: str) -> bool:

@@ -195,14 +195,17 @@ class ClientRegistry:
         return pruned
 
     async def snapshot(self) -> RegistrySnapshot:
-        """What must be refused now. Two queries, for the poll of `security.revocation`."""
+        """What must be refused now, and the tiers. Three queries, for the poll of `security.revocation`."""
         now = int(self._clock())
         disabled = select(ClientRow.client_id).where(ClientRow.disabled_at.is_not(None))
         deleted = select(DeletedClientRow.client_id).where(DeletedClientRow.expires_at > now)
         async with self._database.session() as session:
             clients = await session.scalars(disabled.union_all(deleted))
             tokens = await session.scalars(select(RevokedTokenRow.jti).where(RevokedTokenRow.expires_at > now))
-            return RegistrySnapshot(refused_clients=frozenset(clients), revoked_tokens=frozenset(tokens))
+            tiers = await session.execute(select(ClientRow.client_id, ClientRow.tier).where(ClientRow.tier != STANDARD_TIER))
+            return RegistrySnapshot(
+                refused_clients=frozenset(clients), revoked_tokens=frozenset(tokens), tiers={row.client_id: row.tier for row in tiers}
+            )
 
 
 async def _find(session: AsyncSession, client: str, *, for_update: bool = False) -> ClientRow:

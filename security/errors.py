@@ -49,6 +49,23 @@ class PreflightRefused(SecurityError):
     """A CORS preflight asks for what is not allowed across origins."""
 
 
+class RateLimited(SecurityError):
+    """The caller has used up its own limit; `retry_after_s` seconds from now, at least 1, what was refused could be let through."""
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__("The limit on requests is used up: wait as Retry-After says.")
+        self.retry_after_s = retry_after_s
+
+
+class TooManyInFlight(SecurityError):
+    """The client has as many requests in flight as its tier allows."""
+
+    retry_after_s = 1
+
+    def __init__(self) -> None:
+        super().__init__("Too many requests of this client are in flight: wait for the answer to one of them.")
+
+
 class OAuthError(SecurityError):
     """A refusal of the token endpoint, in the words of RFC 6749 section 5.2.
 
@@ -62,6 +79,14 @@ class OAuthError(SecurityError):
         super().__init__(description)
         self.code = code
         self.basic_challenge = basic_challenge
+
+
+class ClientAuthenticationFailed(OAuthError):
+    """`invalid_client`: there is no such client, or that is not its secret, or it is disabled. `client_id` is what was presented."""
+
+    def __init__(self, client_id: str, *, basic_challenge: bool) -> None:
+        super().__init__("invalid_client", "Client authentication failed.", basic_challenge=basic_challenge)
+        self.client_id = client_id
 
 
 class RegistryError(SecurityError):

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import structlog
 
-from security.client_records import RegistrySnapshot
+from security.client_records import STANDARD_TIER, RegistrySnapshot
 from security.errors import RegistryError
 from security.principal import Principal
 
@@ -54,6 +54,13 @@ class RevocationView:
         if principal.issuer == self._issuer and principal.client_id in self._snapshot.refused_clients:
             return "disabled"
         return None
+
+    def tier_of(self, principal: Principal) -> str:
+        """The name of the client's tier: its issuer's where that is not us, else the registry's."""
+        if principal.tier is not None:
+            return principal.tier
+        tiers = self._snapshot.tiers if self._snapshot is not None else {}
+        return tiers.get(principal.client_id, STANDARD_TIER)
 
     async def refresh(self) -> None:
         """Ask the registry. A failure is logged once, as `revocations_unavailable`, until the next success."""

@@ -7,6 +7,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from security.issuer_profiles import MAX_TRUSTED_ISSUERS, TrustedIssuer, check_distinct
+from security.rate_limits import check_storage_url
+from security.tiers import TierSettings, check_tiers
 
 
 class SecuritySettings(BaseModel):
@@ -39,6 +41,28 @@ class SecuritySettings(BaseModel):
         max_length=MAX_TRUSTED_ISSUERS,
         description="Outside identity providers whose access tokens are good here too: a JSON list of profiles (docs/trusted-issuers.md).",
     )
+
+    rate_limit_storage: SecretStr = Field(
+        default=SecretStr("memory://"),
+        description="Where limits are counted: memory:// for one worker, redis://... or rediss://... for several workers or replicas.",
+    )
+    tiers: dict[str, TierSettings] = Field(
+        default={"standard": TierSettings(images="600/minute", in_flight=16)},
+        max_length=64,
+        description="What the clients of each tier may ask for, as JSON: pictures in a window, and requests at once in each worker.",
+    )
+
+    @field_validator("rate_limit_storage")
+    @classmethod
+    def _is_a_storage_we_know(cls, value: SecretStr) -> SecretStr:
+        check_storage_url(value.get_secret_value())
+        return value
+
+    @field_validator("tiers")
+    @classmethod
+    def _have_what_clients_have(cls, value: dict[str, TierSettings]) -> dict[str, TierSettings]:
+        check_tiers(value)
+        return value
 
     @field_validator("trusted_issuers")
     @classmethod

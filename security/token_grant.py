@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 from security.client_auth import ClientCredentials, RawHeaders, parse_form, presented_credentials, required_parameter
 from security.client_records import AuthenticatedClient
-from security.errors import OAuthError
+from security.errors import ClientAuthenticationFailed, OAuthError
 from security.tokens import IssuedToken
 
 _BEARER: Final = "Bearer"
@@ -54,12 +54,12 @@ async def authenticate_client(registry: ClientAuthenticator, credentials: Client
     """The client that these credentials prove.
 
     Raises:
-        OAuthError: `invalid_client`, the same for an unknown client, a wrong secret and a disabled client.
+        ClientAuthenticationFailed: the same for an unknown client, a wrong secret and a disabled client.
         RegistryUnavailable: the database does not answer.
     """
     client = await registry.authenticate(credentials.client_id, credentials.client_secret)
     if client is None:
-        raise OAuthError("invalid_client", "Client authentication failed.", basic_challenge=credentials.basic)
+        raise ClientAuthenticationFailed(credentials.client_id, basic_challenge=credentials.basic)
     return client
 
 

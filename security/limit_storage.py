@@ -1,0 +1,125 @@
+"""Where limits are counted: in Redis where that is set and answers, in this process's memory otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from security.limit_windows import MemoryWindows
+from security.rate_limits import MEMORY, Quota, Verdict, Window, judge
+from security.redis_windows import RedisWindows, StorageLost
+
+PENALTY_S: Final = 0.05
+"""The most that one request ever waits for Redis, over all its limits."""
+_PROBE_INTERVAL_S: Final = 2.0
+_PROBE_TIMEOUT_S: Final = 1.0
+
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Patience:
+    """What is left of the time that one request may wait for Redis."""
+
+    left_s: float = PENALTY_S
+
+
+@dataclass(slots=True)
+class StorageHealth:
+    """For a metric: how the shared storage is doing."""
+
+    active: bool = False
+    """True while limits are counted locally although Redis is set."""
+    fallbacks: int = 0
+    """How often a limit was counted locally because Redis was not there."""
+
+
+class RateLimiter:
+    """Takes units from quotas. The event loop is never blocked, and no request waits longer than `PENALTY_S` for Redis.
+
+    When Redis fails or is too slow, limits are counted locally at once, by every worker for itself, until `run` finds Redis well again.
+    Local counts begin at nothing then: during an outage W workers let up to W times the limit through.
+
+    Args:
+        url: `memory://`, `redis://...` or `rediss://...`.
+    """
+
+    def __init__(self, url: str = MEMORY) -> None:
+        self.health = StorageHealth()
+        self._local = MemoryWindows()
+        self._redis = None if url == MEMORY else RedisWindows(url)
+        self._redis_answers = False
+
+    async def take(self, quota: Quota, key: str, cost: int = 1, patience: Patience | None = None) -> Verdict:
+        """Take `cost` units of `quota` for `key`: all of them or none.
+
+        Args:
+            quota: the limit.
+            key: whose units; never empty.
+            cost: how many; 0 only looks.
+            patience: the request's; one of its own by default.
+        """
+        name = quota.prefix + key
+        if self._redis is not None:
+            shared = await self._take_shared(self._redis, name, quota, cost, patience or Patience())
+            if shared is not None:
+                return judge(quota, shared[1], admitted=shared[0], cost=cost)
+            self.health.fallbacks += 1
+        admitted = await self._local.acquire_sliding_window_entry(name, quota.amount, quota.window_s, cost)
+        window = Window(*await self._local.get_sliding_window(name, quota.window_s))
+        return judge(quota, window, admitted=admitted, cost=cost)
+
+    async def _take_shared(self, redis: RedisWindows, name: str, quota: Quota, cost: int, patience: Patience) -> tuple[bool, Window] | None:
+        if not self._redis_answers or patience.left_s <= 0:
+            return None
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        try:
+            return await redis.take(name, quota.amount, quota.window_s, cost, patience.left_s)
+        except StorageLost as lost:
+            self._lose(lost)
+            return None
+        finally:
+            patience.left_s -= loop.time() - began_s
+
+    async def start(self) -> None:
+        """Find Redis, where it is set. Without it the service starts all the same, with local limits, and says so."""
+        await self._probe()
+
+    async def run(self) -> None:
+        """Look for a lost Redis every 2 s until cancelled, so that no request has to."""
+        while True:
+            await asyncio.sleep(_PROBE_INTERVAL_S)
+            await self._probe()
+
+    async def aclose(self) -> None:
+        """Let go of Redis."""
+        if self._redis is not None:
+            await self._redis.aclose()
+
+    async def _probe(self) -> None:
+        if self._redis is None or self._redis_answers:
+            return
+        try:
+            await self._redis.connect(_PROBE_TIMEOUT_S)
+        except StorageLost as lost:
+            self._lose(lost)
+            return
+        self._redis_answers = True
+        if self.health.active:
+            self.health.active = False
+            _log.warning("rate_limit_storage_back", fallbacks=self.health.fallbacks)
+
+    def _lose(self, lost: StorageLost) -> None:
+        self._redis_answers = False
+        if not self.health.active:
+            self.health.active = True
+            # The cause's own text may hold the URL, and that a password.
+            _log.error(
+                "rate_limit_storage_lost",
+                cause=type(lost.__cause__).__name__,
+                effect="limits are counted by each worker for itself until Redis answers again",
+            )

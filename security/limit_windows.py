@@ -1,0 +1,89 @@
+"""Sliding windows in this process's own memory, with a bound on how many there can be."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from math import floor
+from typing import Final
+
+from limits.aio.storage import SlidingWindowCounterSupport
+
+MAX_KEYS: Final = 65_536
+"""In each half of a window: some 20 MB at worst. A flood of addresses then forgets those that were silent for longest."""
+
+
+class _Halves:
+    """The counts of the current window and of the one before it, for every key with the same width."""
+
+    __slots__ = ("current", "number", "previous")
+
+    def __init__(self) -> None:
+        self.number = -1
+        self.current: OrderedDict[str, int] = OrderedDict()
+        self.previous: OrderedDict[str, int] = OrderedDict()
+
+    def turn_to(self, number: int) -> None:
+        if number != self.number:
+            self.previous = self.current if number == self.number + 1 else OrderedDict()
+            self.current = OrderedDict()
+            self.number = number
+
+
+class MemoryWindows(SlidingWindowCounterSupport):
+    """A storage of `limits.aio` for the sliding window counter.
+
+    The library's own memory storage walks all its keys on the event loop after every hit and keeps any number of them: with 200,000
+    addresses each request would take 60 ms. Here a whole window is forgotten at once, and one that is full forgets its least recent key.
+
+    Args:
+        max_keys: how many keys are counted in one window.
+        clock: seconds that never run backwards.
+    """
+
+    base_exceptions = ValueError
+    wrap_exceptions = False
+
+    def __init__(self, *, max_keys: int = MAX_KEYS, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_keys = max_keys
+        self._clock = clock
+        self._by_width: dict[int, _Halves] = {}
+
+    def __len__(self) -> int:
+        """How many counts are held."""
+        return sum(len(halves.current) + len(halves.previous) for halves in self._by_width.values())
+
+    async def acquire_sliding_window_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
+        """Take `amount` units unless that would be more than `limit` in `expiry` seconds."""
+        halves, elapsed_s = self._at(expiry)
+        count = halves.current.get(key, 0)
+        weighted = halves.previous.get(key, 0) * (expiry - elapsed_s) / expiry + count
+        admitted = floor(weighted) + amount <= limit
+        if admitted:
+            halves.current[key] = count + amount
+            if len(halves.current) > self._max_keys:
+                halves.current.popitem(last=False)
+        if admitted or count:
+            halves.current.move_to_end(key)
+        return admitted
+
+    async def get_sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
+        """Previous count and its seconds left, current count and its seconds left."""
+        halves, elapsed_s = self._at(expiry)
+        left_s = expiry - elapsed_s
+        return halves.previous.get(key, 0), left_s, halves.current.get(key, 0), left_s + expiry
+
+    async def clear_sliding_window(self, key: str, expiry: int) -> None:
+        """Forget one key."""
+        halves, _ = self._at(expiry)
+        halves.previous.pop(key, None)
+        halves.current.pop(key, None)
+
+    def _at(self, width_s: int) -> tuple[_Halves, float]:
+        number, elapsed_s = divmod(self._clock(), width_s)
+        halves = self._by_width.get(width_s)
+        if halves is None:
+            halves = self._by_width[width_s] = _Halves()
+        halves.turn_to(int(number))
+        return halves, elapsed_s

@@ -1,0 +1,89 @@
+"""The layer that limits what one client may ask for, by its tier, before a byte of the body is read."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final, Protocol
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from security.errors import RateLimited, TooManyInFlight
+from security.limit_storage import Patience, RateLimiter
+from security.middleware.address_limit import PATIENCE_KEY
+from security.principal import STATE_KEY as PRINCIPAL_KEY
+from security.principal import Principal
+from security.rate_limits import STATE_KEY
+from security.tiers import Tier, Tiers
+
+_LONGEST_PLAIN_KEY: Final = 128
+
+
+class TierSource(Protocol):
+    """Whatever knows which tier a client has."""
+
+    def tier_of(self, principal: Principal) -> str:
+        """Its name."""
+        ...
+
+
+class ClientLimitMiddleware:
+    """One unit of the client's quota for every request, and a cap on how many of its requests are served at once.
+
+    A client is limited as one, whatever tokens it holds and whatever path it asks for. Requests in flight are counted by each worker
+    process for itself: the cap bounds what one client can hold of this process. Refusals are raised, for the boundary outside to answer:
+    `TooManyInFlight`, which costs no unit, and `RateLimited`. A request without a principal, for what is public, is let through.
+
+    Args:
+        app: the next layer.
+        rates: counts.
+        tiers: what each tier allows.
+        source: knows who has which.
+    """
+
+    def __init__(self, app: ASGIApp, *, rates: RateLimiter, tiers: Tiers, source: TierSource) -> None:
+        self._app = app
+        self._rates = rates
+        self._tiers = tiers
+        self._source = source
+        self._in_flight: dict[str, int] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        principal = scope["state"].get(PRINCIPAL_KEY) if scope["type"] == "http" else None
+        if not isinstance(principal, Principal):
+            await self._app(scope, receive, send)
+            return
+        tier = self._tiers.get(self._source.tier_of(principal))
+        client = principal.client_id
+        count = self._in_flight.get(client, 0)
+        if count >= tier.in_flight:
+            raise TooManyInFlight
+        self._in_flight[client] = count + 1
+        try:
+            await take_images(scope, self._rates, tier, principal, 1)
+            await self._app(scope, receive, send)
+        finally:
+            left = self._in_flight[client] - 1
+            if left:
+                self._in_flight[client] = left
+            else:
+                del self._in_flight[client]
+
+
+async def take_images(scope: Scope, rates: RateLimiter, tier: Tier, principal: Principal, count: int) -> None:
+    """Take `count` pictures from the client's quota: all of them or none. What is left is told in the answer's headers.
+
+    Raises:
+        RateLimited: they are more than is left.
+    """
+    state = scope["state"]
+    verdict = await rates.take(tier.quota, f"{tier.name}/{_key(principal.client_id)}", count, state.get(PATIENCE_KEY) or Patience())
+    # In front of the address's verdict, and in the place of what was told for the first picture.
+    state[STATE_KEY] = [verdict, *[other for other in state.get(STATE_KEY, ()) if other.quota.name != tier.quota.name]]
+    if not verdict.admitted:
+        raise RateLimited(verdict.retry_after_s)
+
+
+def _key(client_id: str) -> str:
+    # The ids of other issuers can be of any length, and a key must not be.
+    return client_id if len(client_id) <= _LONGEST_PLAIN_KEY else hashlib.sha256(client_id.encode()).hexdigest()
