@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import structlog
 import uvloop
 
 from api.child_config import read_config, when_supervisor_dies
@@ -40,6 +41,9 @@ def main() -> None:
     except ModelLoadError as error:
         sys.stderr.write(f"lensgate: error: {error}\n")
         code = EXIT_CONFIGURATION
+    except Exception:  # noqa: BLE001  logged in our form; the supervisor starts another engine
+        structlog.get_logger().exception("engine_failed")
+        code = 1
     sys.stdout.flush()
     sys.stderr.flush()
     # The device thread may be deep in a forward pass or a download, where an ordinary exit would wait or crash.

@@ -208,23 +208,18 @@ def _unknown_names() -> Iterator[str]:
             yield upper
 
 
-def setting_names() -> dict[str, str]:
-    """Every setting: its environment variable and what it is for."""
-    return {name: description for name, description, _ in _walk()}
-
-
 def effective(settings: Settings) -> Mapping[str, str]:
     """Every setting with its value as text; secrets are masked."""
-    return {name: _masked(getattr(getattr(settings, section), field)) for name, _, (section, field) in _walk()}
+    return {name: _masked(getattr(getattr(settings, section), field)) for name, section, field in _walk()}
 
 
-def _walk() -> Iterator[tuple[str, str, tuple[str, str]]]:
+def _walk() -> Iterator[tuple[str, str, str]]:
     for section, section_field in Settings.model_fields.items():
         model = section_field.annotation
         assert isinstance(model, type)
         assert issubclass(model, BaseModel)
-        for field, info in model.model_fields.items():
-            yield f"{PREFIX}{section}__{field}".upper(), info.description or "", (section, field)
+        for field in model.model_fields:
+            yield f"{PREFIX}{section}__{field}".upper(), section, field
 
 
 def _masked(value: object) -> str:

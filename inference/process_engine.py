@@ -148,7 +148,7 @@ class ProcessEngine:
         return _as_prediction(result, model)
 
     def status(self) -> EngineStatus:
-        """The status of the engine furthest along, with the queues of all."""
+        """The status of the engine furthest along."""
         return max((link.status for link in self._links), key=lambda status: _PHASES.index(status.phase))
 
     async def aclose(self) -> None:

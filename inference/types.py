@@ -53,7 +53,6 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
     """One short public sentence for the caller of `/readyz`, such as `Downloading the weights: 34 %.`"""
     models: tuple[ModelInfo, ...] = ()
-    queued_images: int = 0
 
     @property
     def ready(self) -> bool:

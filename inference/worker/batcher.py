@@ -33,6 +33,10 @@ class BatchModel(Protocol):
         """Class ids and probabilities, each `[N, K]`, most probable first."""
         ...
 
+    def self_test(self) -> None:
+        """Run a fixed picture; raise `InferenceFailed` when the answer is not the one of warm-up."""
+        ...
+
 
 Answers = list[tuple[Entry, Result | Failure]]
 
@@ -43,13 +47,23 @@ class Batcher:
     Args:
         deliver: called on that thread, once a batch, with the answer of each of its pictures.
         seconds_per_image: the pace measured at warm-up, from which the running mean starts.
+        self_test_every_s: how often the device must prove that it still computes as it did at warm-up.
     """
 
-    def __init__(self, queue: FairQueue, model: BatchModel, *, deliver: Callable[[Answers], None], seconds_per_image: float) -> None:
+    def __init__(
+        self,
+        queue: FairQueue,
+        model: BatchModel,
+        *,
+        deliver: Callable[[Answers], None],
+        seconds_per_image: float,
+        self_test_every_s: float = 30.0,
+    ) -> None:
         self._queue = queue
         self._model = model
         self._deliver = deliver
         self._seconds_per_image = seconds_per_image
+        self._self_test_every_s = self_test_every_s
         self._running = 0
 
     def admit(self, entry: Entry) -> Failure | None:
@@ -64,15 +78,21 @@ class Batcher:
         return (len(self._queue) + self._running) * self._seconds_per_image
 
     def run(self) -> None:
-        """Run batches until the queue is closed. Blocks; call it on the thread that owns the device."""
-        while True:
-            batch, late = self._queue.take(self._model.max_batch)
+        """Run batches until the queue is closed. Blocks; call it on the thread that owns the device.
+
+        Raises:
+            InferenceFailed: the device does not compute as it did at warm-up; nothing that it says can be trusted.
+        """
+        next_test_s = time.monotonic() + self._self_test_every_s
+        while not self._queue.closed:
+            batch, late = self._queue.take(self._model.max_batch, timeout_s=max(0.0, next_test_s - time.monotonic()))
             if late:
                 self._deliver([(entry, Failure(entry.id, "deadline")) for entry in late])
             if batch:
                 self._run(batch)
-            elif not late:
-                return
+            if time.monotonic() >= next_test_s:
+                self._model.self_test()
+                next_test_s = time.monotonic() + self._self_test_every_s
 
     def _run(self, batch: list[Entry]) -> None:
         self._running = len(batch)

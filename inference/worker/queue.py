@@ -71,15 +71,19 @@ class FairQueue:
         for key in keys:
             self.discard(key)
 
-    def take(self, max_images: int) -> tuple[list[Entry], list[Entry]]:
+    @property
+    def closed(self) -> bool:
+        """True once nothing comes any more."""
+        return self._closed
+
+    def take(self, max_images: int, *, timeout_s: float | None = None) -> tuple[list[Entry], list[Entry]]:
         """Wait for work, then take up to `max_images` pictures, one of each client in turn.
 
         Returns:
-            The pictures to run, and those whose deadline has passed. Both empty only when the queue is closed.
+            The pictures to run, and those whose deadline has passed. Both are empty when the queue was closed or `timeout_s` passed.
         """
         with self._changed:
-            while not self._owners and not self._closed:
-                self._changed.wait()
+            self._changed.wait_for(lambda: self._owners or self._closed, timeout_s)
             batch: list[Entry] = []
             late: list[Entry] = []
             now_ns = time.monotonic_ns()

@@ -50,6 +50,13 @@ class EchoModel:
     entered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     ran: list[list[int]] = field(default_factory=list)
     fails: bool = False
+    tested: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    broken: bool = False
+
+    def self_test(self) -> None:
+        self.tested.release()
+        if self.broken:
+            raise InferenceFailed("other numbers")
 
     def infer(self, pixels: Sequence[Pixels]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         self.entered.release()
@@ -300,3 +307,23 @@ async def test_a_picture_of_another_size_fails_alone(stand: Stand, engine: Proce
     with pytest.raises(InferenceFailed):
         await engine.predict(np.zeros((SIDE, SIDE + 1, 3), np.uint8), top_k=1, timeout_s=30, client="c")
     assert (await engine.predict(picture(3), top_k=1, timeout_s=30, client="c")).scores[0].class_id == 3
+
+
+def test_the_device_proves_itself_while_nothing_is_asked_and_ends_the_run_when_it_cannot() -> None:
+    model = EchoModel()
+    batcher = Batcher(FairQueue(1), model, deliver=lambda _: None, seconds_per_image=0.0, self_test_every_s=0.001)
+    ended: list[Exception] = []
+
+    def work() -> None:
+        try:
+            batcher.run()
+        except InferenceFailed as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    for _ in range(3):
+        assert model.tested.acquire(timeout=30)
+    model.broken = True
+    thread.join(30)
+    assert [str(error) for error in ended] == ["other numbers"]
