@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
+from typing import Final
 
 import msgspec
 from fastapi import FastAPI
@@ -13,17 +14,24 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from api.access import access_table
-from api.middleware.boundary import BoundaryMiddleware
+from api.access import access_of, access_table
+from api.middleware.boundary import OAUTH_PREFIX, BoundaryMiddleware
 from api.middleware.context import ContextMiddleware
+from api.oauth_limits import PublicLimits
 from api.openapi import API_VERSION, INTROSPECTION_PATH, REVOCATION_PATH, TITLE, TOKEN_PATH, build_document
 from api.routes import introspect, metadata, models, ops, pages, predict, revoke, token
 from api.services import Services
-from security.access import AccessTable
+from security.access import PUBLIC, AccessTable
+from security.client_address import TrustedProxies, parse_network
 from security.client_auth import MAX_FORM_BYTES
+from security.middleware.address_limit import AddressLimitMiddleware
 from security.middleware.authentication import AuthenticationMiddleware
 from security.middleware.body_limit import BodyLimitMiddleware
+from security.middleware.client_limit import ClientLimitMiddleware
 from security.middleware.cors import CorsHeadersMiddleware, PreflightMiddleware
+from security.rate_limits import parse_limit
+
+_PROBE_PATHS: Final = frozenset({"/livez", "/readyz", "/healthz"})
 
 
 def create_app(services: Services) -> FastAPI:
@@ -46,7 +54,8 @@ def create_app(services: Services) -> FastAPI:
         exception_handlers={HTTPException: _leave_to_the_boundary, RequestValidationError: _leave_to_the_boundary},
     )
     # Not include_router: since 0.137 FastAPI keeps included routers lazy, and what walks the routes (the access table) would miss them.
-    app.router.routes.extend(_with_head(route) for route in routes)
+    limits = PublicLimits(services.rates, parse_limit(services.settings.http.address_limit))
+    app.router.routes.extend(_served(route, limits) for route in routes)
     app.state.services = services
     app.state.openapi_json = document
     return app
@@ -54,10 +63,18 @@ def create_app(services: Services) -> FastAPI:
 
 def _layers(services: Services, access: AccessTable) -> list[Middleware]:
     """The house's front door: every layer, outermost first. Their order is a matter of security; see docs/architecture.md."""
+    http = services.settings.http
     return [
         Middleware(ContextMiddleware, known_paths=access.keys(), over_tls=services.settings.over_tls),
         Middleware(CorsHeadersMiddleware, origins=services.settings.http.cors_origins),
         Middleware(BoundaryMiddleware),
+        Middleware(
+            AddressLimitMiddleware,
+            rates=services.rates,
+            limit=parse_limit(http.address_limit),
+            proxies=TrustedProxies(map(parse_network, http.trusted_proxies)),
+            probe_paths=_PROBE_PATHS,
+        ),
         Middleware(PreflightMiddleware, origins=services.settings.http.cors_origins),
         Middleware(
             AuthenticationMiddleware,
@@ -65,6 +82,7 @@ def _layers(services: Services, access: AccessTable) -> list[Middleware]:
             verifier=services.trusted_issuers or services.verifier,
             revocations=services.revocations,
         ),
+        Middleware(ClientLimitMiddleware, rates=services.rates, tiers=services.tiers, source=services.revocations),
         Middleware(
             BodyLimitMiddleware,
             max_body_bytes=services.settings.http.max_body_bytes,
@@ -80,11 +98,14 @@ def _routes(*, docs: bool) -> list[BaseRoute]:
     return [route for router in routers for route in router.routes]
 
 
-def _with_head(route: BaseRoute) -> BaseRoute:
-    # RFC 9110 section 9.1: HEAD goes with GET. On a copy, because FastAPI would describe it as an operation of its own.
+def _served(route: BaseRoute, limits: PublicLimits) -> BaseRoute:
+    # On a copy, because FastAPI would describe HEAD as an operation of its own, and a router is made once for all apps.
     served = copy(route)
-    if isinstance(served, Route) and served.methods and "GET" in served.methods:
-        served.methods = served.methods | {"HEAD"}
+    if isinstance(served, Route):
+        if served.methods and "GET" in served.methods:
+            served.methods = served.methods | {"HEAD"}  # RFC 9110 section 9.1: HEAD goes with GET
+        if access_of(served) == PUBLIC and served.path not in _PROBE_PATHS:
+            served.app = limits.guard(served.app, oauth=served.path.startswith(OAUTH_PREFIX))
     return served
 
 

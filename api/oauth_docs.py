@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from api import schemas
-from api.openapi import Responses, answer
-from security.client_auth import FORM_TYPE
+from api.openapi import INTROSPECTION_PATH, REVOCATION_PATH, Responses, answer
+from security.client_auth import FORM_TYPE, MAX_FORM_FIELDS
 
 CLIENT_FIELDS: Final[dict[str, Any]] = {
     "client_id": {"type": "string", "description": "Where HTTP Basic is not used."},
@@ -19,9 +19,26 @@ TOKEN_FIELDS: Final[dict[str, Any]] = {
 
 
 def form_body(fields: dict[str, Any], *, required: str) -> dict[str, Any]:
-    """The request body of an OAuth endpoint: a form with these fields and the client's credentials."""
-    schema = {"type": "object", "required": [required], "properties": {**fields, **CLIENT_FIELDS}}
+    """The request body of an OAuth endpoint: a form with these fields, the client's credentials, and others that are ignored.
+
+    RFC 6749 section 3.2 has it so: unknown parameters are ignored, and each stands once.
+    """
+    schema = {
+        "type": "object",
+        "required": [required],
+        "properties": {**fields, **CLIENT_FIELDS},
+        "additionalProperties": {"type": "string"},
+        "maxProperties": MAX_FORM_FIELDS,
+    }
     return {"requestBody": {"required": True, "content": {FORM_TYPE: {"schema": schema}}}}
+
+
+def links_to_token_endpoints() -> dict[str, Any]:
+    """Where the token of an answer can go next (OpenAPI 3.1, link object): for people, and for tools that try sequences of requests."""
+    return {
+        name: {"operationRef": f"#/paths/{path.replace('/', '~1')}/post", "requestBody": {"token": "$response.body#/access_token"}}
+        for name, path in (("introspect", INTROSPECTION_PATH), ("revoke", REVOCATION_PATH))
+    }
 
 
 def oauth_problems() -> Responses:
@@ -31,6 +48,7 @@ def oauth_problems() -> Responses:
         401: "`invalid_client`: the client could not be authenticated.",
         413: "The body is too large.",
         415: "The body is compressed.",
+        429: "`temporarily_unavailable`: the limit is used up; Retry-After says when to come back.",
         500: "`server_error`.",
         503: "`temporarily_unavailable`.",
     }

@@ -72,7 +72,7 @@ def _problem(status: int | str, codes: Sequence[str]) -> dict[str, Any]:
         "description": "; ".join(f"`{code}`: {KINDS[code].title.lower()}" for code in codes) + ".",
         "content": {"application/problem+json": {"schema": reference(schemas.Problem)}},
     }
-    header = {401: "WWW-Authenticate", 403: "WWW-Authenticate", 503: "Retry-After"}.get(int(status))
+    header = {401: "WWW-Authenticate", 403: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}.get(int(status))
     if header:
         described["headers"] = {header: {"schema": {"type": "integer" if header == "Retry-After" else "string"}}}
     return described
@@ -85,7 +85,7 @@ def build_document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
     for route in documented:
         access = access_of(route)
         for operation in document["paths"][route.path].values():
-            common = problems("internal_error") if access == PUBLIC else problems(*_GUARDED_CODES)
+            common = problems(*_COMMON_CODES) if access == PUBLIC else problems(*_GUARDED_CODES)
             for status, described in common.items():
                 operation["responses"].setdefault(str(status), described)
             operation["security"] = [] if access == PUBLIC else [{_SCHEME: [access]}]
@@ -99,7 +99,8 @@ def build_document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
     return document
 
 
-_GUARDED_CODES: Final = ("missing_token", "invalid_token", "insufficient_scope", "internal_error")
+_COMMON_CODES: Final = ("rate_limited", "internal_error")
+_GUARDED_CODES: Final = ("missing_token", "invalid_token", "insufficient_scope", "too_many_in_flight", *_COMMON_CODES)
 
 
 def _batch_answer() -> dict[str, Any]:

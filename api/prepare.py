@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from importlib.util import find_spec
 from typing import Final
 
 import structlog
@@ -13,6 +14,7 @@ from inference.settings import InferenceSettings
 from security.clients import ClientRegistry
 from security.database import Database
 from security.keys import ensure_keys
+from security.rate_limits import MEMORY
 
 _log: Final = structlog.get_logger()
 
@@ -27,6 +29,7 @@ async def prepare(settings: Settings) -> None:
     """
     _check_tls(settings.http)
     _check_local_files(settings.inference)
+    _check_limit_storage(settings)
     url = settings.security.database_url.get_secret_value()
     is_sqlite = url.startswith("sqlite")
     created_kid = await asyncio.to_thread(ensure_keys, settings.security.keys_dir, may_create=is_sqlite)
@@ -65,6 +68,19 @@ def _check_tls(http: HttpSettings) -> None:
 def _no_password() -> str:
     # Without this OpenSSL would ask on the terminal, and a service would hang.
     raise ValueError("an encrypted key")
+
+
+def _check_limit_storage(settings: Settings) -> None:
+    in_memory = settings.security.rate_limit_storage.get_secret_value() == MEMORY
+    if in_memory and settings.http.workers > 1:
+        raise ConfigurationError(
+            f"LENSGATE_HTTP__WORKERS is {settings.http.workers}, and each would count for itself, so that N times the limit gets through: "
+            "set LENSGATE_SECURITY__RATE_LIMIT_STORAGE to a Redis that they share (redis://host:6379/0), or WORKERS to 1"
+        )
+    if not in_memory and find_spec("redis") is None:
+        raise ConfigurationError(
+            "LENSGATE_SECURITY__RATE_LIMIT_STORAGE names a Redis, but its client is not installed: pip install 'lensgate[redis]'"
+        )
 
 
 def _check_local_files(inference: InferenceSettings) -> None:

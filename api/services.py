@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from starlette.requests import Request
 
@@ -11,7 +12,9 @@ from api.settings import Settings
 from inference.engine import Engine
 from security.clients import ClientRegistry
 from security.key_ring import KeyStore
+from security.limit_storage import RateLimiter
 from security.revocation import RevocationView
+from security.tiers import Tiers
 from security.tokens import TokenIssuer, TokenVerifier
 from security.trusted_issuers import TrustedIssuers
 
@@ -41,7 +44,13 @@ class Services:
     decoder: DecodePool
     trusted_issuers: TrustedIssuers | None = None
     """Verifies our tokens and those of others; None: only ours are good."""
+    rates: RateLimiter = field(default_factory=RateLimiter)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
+
+    @cached_property
+    def tiers(self) -> Tiers:
+        """What the clients of each tier may ask for."""
+        return Tiers(self.settings.security.tiers)
 
 
 def services_of(request: Request) -> Services:

@@ -14,7 +14,7 @@ from api.record import record_of
 from api.schemas import OAuthProblem, Problem
 from security.errors import InvalidToken
 
-_OAUTH_PREFIX: Final = "/oauth2/"
+OAUTH_PREFIX: Final = "/oauth2/"
 
 
 def problem(refusal: Refusal, request_id: str) -> Problem:
@@ -57,14 +57,21 @@ class BoundaryMiddleware:
                 await _answer(scope, send, refusal, record.request_id)
 
 
-async def _answer(scope: Scope, send: Send, refusal: Refusal, request_id: str) -> None:
+def encode_refusal(refusal: Refusal, path: str, request_id: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """The headers and the body that tell a caller of `path` of a refusal."""
     headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in refusal.headers.items()]
-    if scope["path"].startswith(_OAUTH_PREFIX):
+    if path.startswith(OAUTH_PREFIX):
         body = msgspec.json.encode(OAuthProblem(oauth_code(refusal), refusal.detail))
         headers += [(b"content-type", b"application/json"), (b"pragma", b"no-cache")]
     else:
         body = msgspec.json.encode(problem(refusal, request_id))
         headers += [(b"content-type", b"application/problem+json")]
-    headers += [(b"content-length", str(len(body)).encode()), (b"cache-control", b"no-store")]
+    headers.append((b"cache-control", b"no-store"))
+    return headers, body
+
+
+async def _answer(scope: Scope, send: Send, refusal: Refusal, request_id: str) -> None:
+    headers, body = encode_refusal(refusal, scope["path"], request_id)
+    headers.append((b"content-length", str(len(body)).encode()))
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

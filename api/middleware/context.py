@@ -6,13 +6,14 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Final
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.record import RECORD_KEY, RequestRecord
+from security import rate_limits
 from security.principal import STATE_KEY, Principal
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -21,12 +22,12 @@ _MAX_LOGGED_CHARACTERS: Final = 256
 CLIENT_CLOSED_REQUEST: Final = 499
 """No status of HTTP: what the log says of a client that left before its answer."""
 
-_COMMON_HEADERS: Final = (
+COMMON_HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
 )
-_HSTS: Final = (b"strict-transport-security", b"max-age=31536000")
+HSTS: Final = (b"strict-transport-security", b"max-age=31536000")
 """A year (RFC 6797)."""
 
 
@@ -58,6 +59,8 @@ class _Exchange:
             present = {name for name, _ in headers}
             headers += [header for header in self._common_headers if header[0] not in present]
             headers.append((b"x-request-id", self.record.request_id.encode()))
+            if verdicts := self._scope["state"].get(rate_limits.STATE_KEY):
+                headers += rate_limits.rate_limit_headers(verdicts)
             if self._scope["path"] in _TIMED_PATHS and (timing := self._server_timing()):
                 headers.append((b"server-timing", timing))
             message = {**message, "headers": headers}
@@ -88,7 +91,7 @@ class ContextMiddleware:
     def __init__(self, app: ASGIApp, *, known_paths: Collection[str], over_tls: bool = False) -> None:
         self._app = app
         self._known_paths = frozenset(known_paths)
-        self._common_headers = (*_COMMON_HEADERS, _HSTS) if over_tls else _COMMON_HEADERS
+        self._common_headers = (*COMMON_HEADERS, HSTS) if over_tls else COMMON_HEADERS
         self._log = structlog.get_logger("api.request").bind(worker_pid=os.getpid())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,7 +100,7 @@ class ContextMiddleware:
             await self._app(scope, receive, send)
             return
         began_s = time.perf_counter()
-        record = RequestRecord(_request_id(scope))
+        record = RequestRecord(request_id_from(scope["headers"]))
         scope.setdefault("state", {})[RECORD_KEY] = record
         exchange = _Exchange(scope, receive, send, record, self._common_headers)
         try:
@@ -142,8 +145,9 @@ class ContextMiddleware:
         self._log.info("request", **{name: value for name, value in fields.items() if value is not None})
 
 
-def _request_id(scope: Scope) -> str:
-    given = [value for name, value in scope["headers"] if name == b"x-request-id"]
+def request_id_from(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The caller's own id where it sent a good one, else a new one."""
+    given = [value for name, value in headers if name == b"x-request-id"]
     if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]):
         return str(given[0], "ascii")
     return uuid.uuid4().hex

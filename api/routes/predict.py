@@ -25,6 +25,7 @@ from api.record import RequestRecord, record_of
 from api.services import Services, services_of
 from inference.errors import EngineUnavailable, Overloaded
 from inference.types import ModelInfo, Prediction
+from security.middleware.client_limit import take_images
 from security.principal import STATE_KEY, Principal
 
 router = APIRouter(route_class=DirectRoute, tags=["predictions"])
@@ -35,7 +36,7 @@ _BATCH_CONCURRENCY: Final = 16
 """How many pictures of one batch are decoded or in the engine's queue at once, so that one request cannot take all of either."""
 
 _BINARY: Final = {"type": "string", "format": "binary"}
-_BASE64: Final = {"type": "string", "description": "Base64, or a data: URL."}
+_BASE64: Final = {"type": "string", "format": "byte", "minLength": 1, "description": "Base64, or a data: URL."}
 _TOP_K: Final = {
     "name": "top_k",
     "in": "query",
@@ -97,8 +98,8 @@ async def predict(request: Request) -> Response:
         "parameters": [_TOP_K],
         "requestBody": _body(
             {
-                MULTIPART_TYPE: _object("file", {"type": "array", "items": _BINARY}),
-                JSON_TYPE: _object("images", {"type": "array", "items": _BASE64}),
+                MULTIPART_TYPE: _object("file", {"type": "array", "items": _BINARY, "minItems": 1}),
+                JSON_TYPE: _object("images", {"type": "array", "items": _BASE64, "minItems": 1}),
             }
         ),
     },
@@ -111,6 +112,8 @@ async def predict_batch(request: Request) -> Response:
     top_k = _top_k(request)
     model = _ready_model(services)
     pictures = await read_pictures(request, max_images=http.max_batch_images, max_bytes=http.max_body_bytes)
+    if len(pictures) > 1:  # the client limit took one before the body
+        await take_images(request.scope, services.rates, services.revocations, services.tiers, len(pictures) - 1)
     permits = asyncio.Semaphore(_BATCH_CONCURRENCY)
 
     async def classify(picture: bytes | Exception) -> Prediction | Exception:

@@ -60,7 +60,7 @@ class ClientLimitMiddleware:
             raise TooManyInFlight
         self._in_flight[client] = count + 1
         try:
-            await take_images(scope, self._rates, tier, principal, 1)
+            await _take(scope, self._rates, tier, client, 1)
             await self._app(scope, receive, send)
         finally:
             left = self._in_flight[client] - 1
@@ -70,14 +70,20 @@ class ClientLimitMiddleware:
                 del self._in_flight[client]
 
 
-async def take_images(scope: Scope, rates: RateLimiter, tier: Tier, principal: Principal, count: int) -> None:
-    """Take `count` pictures from the client's quota: all of them or none. What is left is told in the answer's headers.
+async def take_images(scope: Scope, rates: RateLimiter, source: TierSource, tiers: Tiers, count: int) -> None:
+    """Take `count` more pictures from the quota of the client that asks: all of them or none.
 
     Raises:
         RateLimited: they are more than is left.
     """
+    principal = scope["state"][PRINCIPAL_KEY]
+    assert isinstance(principal, Principal)
+    await _take(scope, rates, tiers.get(source.tier_of(principal)), principal.client_id, count)
+
+
+async def _take(scope: Scope, rates: RateLimiter, tier: Tier, client_id: str, count: int) -> None:
     state = scope["state"]
-    verdict = await rates.take(tier.quota, f"{tier.name}/{_key(principal.client_id)}", count, state.get(PATIENCE_KEY) or Patience())
+    verdict = await rates.take(tier.quota, f"{tier.name}/{_key(client_id)}", count, state.get(PATIENCE_KEY) or Patience())
     # In front of the address's verdict, and in the place of what was told for the first picture.
     state[STATE_KEY] = [verdict, *[other for other in state.get(STATE_KEY, ()) if other.quota.name != tier.quota.name]]
     if not verdict.admitted:
