@@ -20,7 +20,7 @@ MAX_TRUSTED_ISSUERS: Final = 8
 # As in security.key_files, which brings cryptography along: the supervisor reads its settings without it.
 Algorithm = Literal["ES256", "RS256"]
 _Text = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00-\x20\x7f]+$")]
-_TokenType = Annotated[str, StringConstraints(to_lower=True, max_length=64, pattern=r"^[a-z0-9.+-]*$")]
+_TokenType = Annotated[str, StringConstraints(max_length=64, pattern=r"^[A-Za-z0-9.+-]*$")]
 _URL: Final = re.compile(r"https?://[\x21-\x7e]{1,2000}")
 
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -49,7 +49,7 @@ class TrustedIssuer(BaseModel):
     jwks_file: Path | None = Field(default=None, description="A file with its keys (RFC 7517), read again every `refresh_s`.")
     algorithms: tuple[Algorithm, ...] = Field(default=("RS256",), min_length=1, description="What it may sign with.")
     typ: tuple[_TokenType, ...] = Field(
-        default=("jwt", "at+jwt"),
+        default=("JWT", "at+jwt"),
         min_length=1,
         max_length=8,
         description="The header's `typ`, in any case; an empty one: it may be absent.",
@@ -111,7 +111,8 @@ class TrustedIssuer(BaseModel):
     @property
     def token_types(self) -> frozenset[str]:
         """The accepted values of the header's `typ` in lower case, with and without the prefix that RFC 7515 section 4.1.9 lets fall."""
-        return frozenset(self.typ) | {f"application/{name}" for name in self.typ if name}
+        names = {name.lower() for name in self.typ}
+        return frozenset(names | {f"application/{name}" for name in names if name})
 
 
 def check_distinct(issuers: tuple[TrustedIssuer, ...]) -> tuple[TrustedIssuer, ...]:
