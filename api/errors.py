@@ -23,11 +23,13 @@ from security.errors import (
     BodyTooLarge,
     InsufficientScope,
     InvalidToken,
+    MalformedRequest,
     MissingToken,
     OAuthError,
     PreflightRefused,
     RateLimited,
     RegistryUnavailable,
+    SlowClient,
     TooManyInFlight,
     TooManyRevocations,
     UnsupportedContentEncoding,
@@ -64,13 +66,16 @@ KINDS: Final[Mapping[str, Kind]] = {
     "insufficient_scope": Kind(403, "The token lacks a scope"),
     "not_found": Kind(404, "There is nothing here"),
     "method_not_allowed": Kind(405, "The method is not allowed"),
+    "slow_client": Kind(408, "The request took too long"),
     "body_too_large": Kind(413, "The body is too large"),
     "image_too_large": Kind(413, "The picture is too large"),
+    "uri_too_long": Kind(414, "The request target is too long"),
     "unsupported_media_type": Kind(415, "The kind of body is not supported"),
     "invalid_request": Kind(422, "The request is not valid"),
     "invalid_image": Kind(422, "The picture is not valid"),
     "rate_limited": Kind(429, "The limit is used up"),
     "too_many_in_flight": Kind(429, "Too many requests are in flight"),
+    "headers_too_large": Kind(431, "The headers are too large"),
     "internal_error": Kind(500, "The server failed"),
     "overloaded": Kind(503, "The server is at capacity"),
     "not_ready": Kind(503, "The server is not ready"),
@@ -79,6 +84,8 @@ KINDS: Final[Mapping[str, Kind]] = {
 
 _CODES: Final[Mapping[type[Exception], str]] = {
     MalformedBody: "malformed_body",
+    MalformedRequest: "malformed_body",
+    SlowClient: "slow_client",
     InvalidRequest: "invalid_request",
     UnsupportedMediaType: "unsupported_media_type",
     MissingToken: "missing_token",
@@ -161,7 +168,7 @@ def _headers(error: Exception, code: str) -> dict[str, str]:
         return {"WWW-Authenticate": f"Bearer {REALM}{known}"}
     if isinstance(error, InsufficientScope):
         return {"WWW-Authenticate": f'Bearer {REALM}, error="insufficient_scope", scope="{error.required}"'}
-    if isinstance(error, BodyTooLarge):
+    if isinstance(error, (BodyTooLarge, MalformedRequest, SlowClient)):
         return {"Connection": "close"}  # the rest of the body must not be read
     if status in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}:
         return {"Retry-After": str(max(1, int(getattr(error, "retry_after_s", 1))))}

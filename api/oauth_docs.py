@@ -46,9 +46,12 @@ def oauth_problems() -> Responses:
     described = {
         400: "The request is not valid.",
         401: "`invalid_client`: the client could not be authenticated.",
+        408: "The request was not received in time.",
         413: "The body is too large.",
+        414: "The request target is too long.",
         415: "The body is compressed.",
         429: "`temporarily_unavailable`: the limit is used up; Retry-After says when to come back.",
+        431: "The headers are too large.",
         500: "`server_error`.",
         503: "`temporarily_unavailable`.",
     }

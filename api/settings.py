@@ -65,6 +65,21 @@ class HttpSettings(BaseModel):
         default="1200/minute",
         description="How many requests one address may send, whatever they are: IPv4 whole, IPv6 by its /64; the probes have as many.",
     )
+    header_timeout_s: float = Field(
+        default=10.0,
+        ge=1,
+        le=300,
+        description="The most seconds for a request's head, from the opening of the connection or from its first byte.",
+    )
+    body_timeout_s: float = Field(
+        default=30.0,
+        ge=1,
+        le=600,
+        description="The most seconds for which a body may come, or an answer be taken, at less than 8 KiB a second.",
+    )
+    max_header_bytes: int = Field(
+        default=16 * 1024, ge=1024, le=256 * 1024, description="The most bytes in the headers of a request; 431 above."
+    )
     drain_pause_s: float = Field(
         default=0.0,
         ge=0,

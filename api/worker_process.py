@@ -11,11 +11,8 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
-import structlog
-import uvicorn
 import uvloop
 
 from api.app import create_app
@@ -23,7 +20,8 @@ from api.child_config import read_config, when_supervisor_dies
 from api.children import EXIT_CONFIGURATION
 from api.decoding import DecodePool
 from api.log import configure_logging
-from api.services import Lifecycle, Services
+from api.server import Server, allow_many_connections
+from api.services import Services
 from api.settings import Settings
 from inference.process_engine import ProcessEngine
 from security.clients import ClientRegistry
@@ -31,45 +29,12 @@ from security.database import Database
 from security.errors import KeysError, RegistryError
 from security.housekeeping import prune_regularly
 from security.key_ring import KeyStore
+from security.limit_storage import RateLimiter
 from security.revocation import RevocationView
 from security.tokens import TokenIssuer, TokenVerifier
 from security.trusted_issuers import TrustedIssuers
 
-_log: Final = structlog.get_logger()
-
-_STOP_MARGIN_S: Final = 3.0
-"""What is kept of the grace period for the supervisor and the engine to end after the workers."""
 _MAX_WAITING_DECODES_PER_THREAD: Final = 8
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, told to stop in our order: not ready first, then a pause for load balancers, then no new connections."""
-
-    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, drain_pause_s: float) -> None:
-        super().__init__(config)
-        self._lifecycle = lifecycle
-        self._drain_pause_s = drain_pause_s
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Open the port, and say so."""
-        await super().startup(sockets)
-        _log.info("worker_serving", worker_pid=os.getpid())
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """First signal: drain. Second: end at once. Runs inside a signal handler."""
-        if self._lifecycle.draining:
-            self.should_exit = self.force_exit = True
-            return
-        self._lifecycle.draining = True
-        asyncio.get_running_loop().call_soon_threadsafe(self._close_after_pause)
-
-    def _close_after_pause(self) -> None:
-        asyncio.get_running_loop().call_later(self._drain_pause_s, self.stop_accepting)
-
-    def stop_accepting(self) -> None:
-        """Close the port, finish what is complete, and end."""
-        self._lifecycle.draining = True
-        self.should_exit = True
 
 
 @asynccontextmanager
@@ -83,6 +48,8 @@ async def _open_services(settings: Settings, engine_sockets: Sequence[Path]) -> 
     verifier = TokenVerifier(keys, issuer=settings.issuer, audience=security.audience, clock_skew_s=security.clock_skew_s)
     trusted = TrustedIssuers(verifier, security.trusted_issuers, own_issuer=settings.issuer, clock_skew_s=security.clock_skew_s)
     await trusted.load_files()
+    rates = RateLimiter(security.rate_limit_storage.get_secret_value())
+    await rates.start()
     engine = ProcessEngine(engine_sockets, max_pending=settings.inference.queue_size)
     engine.start()
     threads = max(1, os.cpu_count() or 1)
@@ -91,6 +58,7 @@ async def _open_services(settings: Settings, engine_sockets: Sequence[Path]) -> 
         asyncio.create_task(keys.run(), name="poll keys"),
         asyncio.create_task(revocations.run(), name="poll revocations"),
         asyncio.create_task(trusted.run(), name="fetch the keys of trusted issuers"),
+        asyncio.create_task(rates.run(), name="look for a lost rate limit storage"),
         asyncio.create_task(prune_regularly(registry), name="prune the registry"),
     ]
     try:
@@ -104,49 +72,35 @@ async def _open_services(settings: Settings, engine_sockets: Sequence[Path]) -> 
             revocations=revocations,
             keys=keys,
             decoder=decoder,
+            rates=rates,
         )
     finally:
         for poll in polls:
             poll.cancel()
         await asyncio.gather(*polls, return_exceptions=True)
         await engine.aclose()
+        await rates.aclose()
         decoder.close()
         await database.aclose()
 
 
 async def _serve(config: dict[str, Any]) -> None:
     settings = Settings.restore(config["settings"])
-    http = settings.http
     async with _open_services(settings, [Path(path) for path in config["engines"]]) as services:
-        server = _Server(
-            uvicorn.Config(
-                create_app(services),
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_graceful_shutdown=max(1, int(http.grace_s - http.drain_pause_s - _STOP_MARGIN_S)),
-                ssl_certfile=http.tls_cert,
-                ssl_keyfile=http.tls_key,
-            ),
-            services.lifecycle,
-            http.drain_pause_s,
-        )
+        server = Server(create_app(services), settings.http, services.lifecycle)
         loop = asyncio.get_running_loop()
         when_supervisor_dies(lambda: _call_soon(loop, server))
         await server.serve(sockets=[socket.socket(fileno=config["listener"])])
 
 
-def _call_soon(loop: asyncio.AbstractEventLoop, server: _Server) -> None:
+def _call_soon(loop: asyncio.AbstractEventLoop, server: Server) -> None:
     with contextlib.suppress(RuntimeError):  # the loop has closed: this worker is ending already
         loop.call_soon_threadsafe(server.stop_accepting)
 
 
 def main() -> None:
     """Serve until SIGTERM or the supervisor's end; exit code 78 when the keys or the registry cannot be used at all."""
+    allow_many_connections()
     # Until uvicorn takes over, a signal must not end a half-made worker with a stack trace.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     config = read_config()

@@ -66,6 +66,17 @@ class TooManyInFlight(SecurityError):
         super().__init__("Too many requests of this client are in flight: wait for the answer to one of them.")
 
 
+class MalformedRequest(SecurityError):
+    """The request stops being valid HTTP in the middle of its body."""
+
+
+class SlowClient(SecurityError):
+    """The client does not send its request in time."""
+
+    def __init__(self, message: str = "The request was not received in time.") -> None:
+        super().__init__(message)
+
+
 class OAuthError(SecurityError):
     """A refusal of the token endpoint, in the words of RFC 6749 section 5.2.
 

@@ -1,0 +1,131 @@
+"""uvicorn behind the wire guard, and how it stops: not ready first, then no new connections, then what is complete is finished."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import socket
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, Final
+
+import structlog
+import uvicorn
+from starlette.types import ASGIApp
+
+from api.services import Lifecycle
+from api.settings import HttpSettings
+from api.wire import renderer
+from security.wire_guard import WireGuard, WireLimits
+from security.wire_protocol import LAST_CALL_S, guarded_protocol
+
+_STOP_MARGIN_S: Final = 3.0
+"""What is kept of the grace period for the supervisor and the engine to end after the workers."""
+_MAX_OPEN_FILES: Final = 65_536
+
+_log: Final = structlog.get_logger()
+
+
+class Server(uvicorn.Server):
+    """One worker's server.
+
+    Args:
+        app: what it serves.
+        http: the settings.
+        lifecycle: what it tells the routes about itself.
+        on_refused: called with a code for everything that the wire guard refuses.
+    """
+
+    def __init__(self, app: ASGIApp, http: HttpSettings, lifecycle: Lifecycle, *, on_refused: Callable[[str], None] | None = None) -> None:
+        drain_s = max(1, int(http.grace_s - http.drain_pause_s - _STOP_MARGIN_S))
+        limits = WireLimits(
+            header_timeout_s=http.header_timeout_s,
+            body_timeout_s=http.body_timeout_s,
+            max_header_bytes=http.max_header_bytes,
+            drain_s=drain_s,
+        )
+        guard = WireGuard(limits, renderer(over_tls=http.tls_cert is not None), on_refused)
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=guarded_protocol(guard),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=drain_s,
+                ssl_certfile=http.tls_cert,
+                ssl_keyfile=http.tls_key,
+            )
+        )
+        self._lifecycle = lifecycle
+        self._drain_pause_s = http.drain_pause_s
+        self._handshake_timeout_s = http.header_timeout_s
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the port, and say so.
+
+        Not uvicorn's own, which leaves a client a minute for its TLS handshake.
+        """
+        assert sockets is not None
+        await self.lifespan.startup()
+        create_server = asyncio.get_running_loop().create_server
+        self.servers = [await create_server(self._protocol, sock=one, backlog=self.config.backlog, **self._tls()) for one in sockets]
+        self.started = True
+        _log.info("worker_serving", worker_pid=os.getpid())
+
+    def _protocol(self) -> asyncio.Protocol:
+        make: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return protocol
+
+    def _tls(self) -> dict[str, Any]:
+        return {} if self.config.ssl is None else {"ssl": self.config.ssl, "ssl_handshake_timeout": self._handshake_timeout_s}
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take what has connected already, close the port, and serve what is complete."""
+        # The kernel resets what has connected but was never accepted: requests that their clients have sent in good faith.
+        connect = asyncio.get_running_loop().connect_accepted_socket
+        waiting = [connect(self._protocol, one, **self._tls()) for listener in sockets or () for one in self._accept(listener)]
+        for server in self.servers:
+            server.close()
+        for listener in sockets or ():
+            listener.close()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), LAST_CALL_S)
+        await super().shutdown(sockets)
+
+    def _accept(self, listener: socket.socket) -> Iterator[socket.socket]:
+        for _ in range(self.config.backlog):
+            try:
+                yield listener.accept()[0]
+            except OSError:  # there are no more
+                return
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First signal: drain. Second: end at once. Runs inside a signal handler."""
+        if self._lifecycle.draining:
+            self.should_exit = self.force_exit = True
+            return
+        self._lifecycle.draining = True
+        asyncio.get_running_loop().call_soon_threadsafe(self._close_after_pause)
+
+    def _close_after_pause(self) -> None:
+        asyncio.get_running_loop().call_later(self._drain_pause_s, self.stop_accepting)
+
+    def stop_accepting(self) -> None:
+        """Close the port, finish what is complete, and end."""
+        self._lifecycle.draining = True
+        self.should_exit = True
+
+
+def allow_many_connections() -> None:
+    """Raise this process's limit on open files, which is 1,024 in many shells: so many idle sockets would shut everybody out."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,49 @@
+"""The transport that uvicorn is given: it counts what is written, and lets the guard decide how a connection ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+
+class CountingTransport:
+    """The part of `asyncio.Transport` that uvicorn's HTTP protocol uses.
+
+    Args:
+        inner: the real one.
+        on_close: called instead of closing it.
+    """
+
+    __slots__ = ("_on_close", "ending", "inner", "written_bytes")
+
+    def __init__(self, inner: asyncio.Transport, on_close: Callable[[], None]) -> None:
+        self.inner = inner
+        self._on_close = on_close
+        self.written_bytes = 0
+        self.ending = False
+        """True from the moment when nothing more is to be written."""
+
+    def write(self, data: bytes) -> None:
+        """Write, and count; what the app still says after the end goes nowhere."""
+        if self.ending:
+            return
+        self.written_bytes += len(data)
+        self.inner.write(data)
+
+    def close(self) -> None:
+        """Ask for the end."""
+        if not self.is_closing():
+            self._on_close()
+
+    def is_closing(self) -> bool:
+        """True when no further request will be served."""
+        return self.ending or self.inner.is_closing()
+
+    def half_close(self) -> None:
+        """Tell the peer that nothing more will come, where the transport can (TLS cannot)."""
+        if not self.inner.is_closing() and self.inner.can_write_eof():
+            self.inner.write_eof()
+
+    def get_write_buffer_size(self) -> int:
+        """How many bytes the kernel has not taken yet."""
+        return self.inner.get_write_buffer_size()
