@@ -97,9 +97,9 @@ class Service:
         while self.get("/readyz").status_code != 200:
             assert time.monotonic() < deadline_s
 
-    def create_client(self, name: str, *scopes: str) -> dict[str, Any]:
+    def create_client(self, name: str, *scopes: str, tier: str = "standard") -> dict[str, Any]:
         """`lensgate clients create --json`, as an operator does beside the running service."""
-        options = [option for scope in scopes or ("predict",) for option in ("--scope", scope)]
+        options = [option for scope in scopes or ("predict",) for option in ("--scope", scope)] + ["--tier", tier]
         run = subprocess.run(
             [sys.executable, "-m", "api.cli", "clients", "create", name, *options, "--json"],
             cwd=self.folder,
