@@ -25,7 +25,7 @@ _MAX_ASKED_BYTES: Final = 1024
 _ALLOWED_METHODS: Final = frozenset(method.encode("ascii") for method in METHODS)
 _ALLOWED_HEADERS: Final = frozenset(name.lower().encode("ascii") for name in REQUEST_HEADERS)
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
-_HOST: Final = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\]")
+_HOST: Final = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\]")
 
 
 def check_origin(origin: str) -> str:

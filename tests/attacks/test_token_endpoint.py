@@ -153,7 +153,7 @@ def test_032_a_secret_in_the_query_is_refused_and_in_no_log(gate: Service, path:
     ids=lambda text: text[:12],
 )
 def test_033_a_basic_header_that_is_none_is_401_with_a_basic_challenge(gate: Service, path: str, credentials: str) -> None:
-    answer = send(gate, path, data=GRANT | {"token": "x"}, headers={"Authorization": f"Basic {credentials}"})
+    answer = send(gate, path, data=GRANT | {"token": "x"}, headers={"Authorization": f"Basic {credentials}".strip()})
     assert_refused(answer, 401, "invalid_client")
     assert answer.headers["www-authenticate"] == 'Basic realm="lensgate"'
 
