@@ -41,6 +41,8 @@ fuzz: .venv/.check
 	$(BIN)/python -m fuzz.run picture --seconds $(SECONDS)
 	$(BIN)/python -m fuzz.run token --seconds $(SECONDS)
 	$(BIN)/python -m fuzz.run client_auth --seconds $(SECONDS)
+	$(BIN)/python -m fuzz.run client_address --seconds $(SECONDS)
+	$(BIN)/python -m fuzz.run jwks --seconds $(SECONDS)
 
 lock: .venv/.build
 	$(BIN)/python locks/lock.py $(ARGS)

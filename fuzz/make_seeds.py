@@ -22,7 +22,13 @@ from support.pictures import encode, gradient
 
 def main() -> None:
     """Write them all."""
-    for name, seeds in (("picture", _pictures()), ("token", _tokens()), ("client_auth", _client_auth())):
+    for name, seeds in (
+        ("picture", _pictures()),
+        ("token", _tokens()),
+        ("client_auth", _client_auth()),
+        ("client_address", _client_addresses()),
+        ("jwks", _key_sets()),
+    ):
         folder = SEEDS / name
         folder.mkdir(parents=True, exist_ok=True)
         for title, data in seeds:
@@ -105,9 +111,78 @@ def _tokens() -> Iterator[tuple[str, bytes]]:
     }.items():
         yield f"header {name}", b"H" + json.dumps(header).encode() + b"\0" + good
     yield "header deep", b"H" + b'{"a":' * 60 + b"1" + b"}" * 60 + b"\0" + good
+    yield from _foreign_tokens()
     yield "raw empty", b"RBearer "
     yield "raw basic", b"RBasic Zm9vOmJhcg=="
     yield "raw three segments", b"RBearer e30.e30.e30"
+
+
+def _foreign_tokens() -> Iterator[tuple[str, bytes]]:
+    header = {"alg": "ES256", "kid": token.KID, "typ": "JWT", "x5t": "abc"}
+    claims: dict[str, object] = {
+        "iss": token.FOREIGN_ISSUER,
+        "sub": "s",
+        "aud": token.AUDIENCE,
+        "exp": token.NOW + 3600,
+        "iat": token.NOW,
+        "nbf": token.NOW,
+        "azp": "app",
+        "roles": ["predict", "Other.Role"],
+    }
+    changes: dict[str, dict[str, object]] = {
+        "good": {},
+        "jti and appid": {"jti": "id", "appid": "app", "azp": "other"},
+        "text of roles": {"roles": "predict metrics"},
+        "no roles": {"roles": None},
+        "odd roles": {"roles": [1, None]},
+        "id token": {"nonce": "n"},
+        "bound": {"cnf": {"jkt": "x"}},
+        "another issuer": {"iss": token.ISSUER},
+    }
+    for name, changed in changes.items():
+        yield f"foreign {name}", b"F" + json.dumps(header).encode() + b"\0" + json.dumps(claims | changed).encode()
+
+
+def _client_addresses() -> Iterator[tuple[str, bytes]]:
+    for name, lines in {
+        "no proxy": "192.0.2.1\n203.0.113.9",
+        "one hop": "10.0.0.1\n203.0.113.9",
+        "two hops": "10.0.0.1\n6.6.6.6, 203.0.113.9, 10.0.0.2",
+        "two headers": "127.0.0.1\n6.6.6.6\n203.0.113.9:443",
+        "ipv6": "fd00::1\n[2001:db8::7]:8443, fd00::2",
+        "ipv6 zone": "fe80::1%eth0\nfe80::2%eth1",
+        "mapped": "::ffff:10.0.0.1\n::ffff:203.0.113.9",
+        "nonsense": "10.0.0.1\nunknown, _hidden, 10.0.0.2",
+        "empty entries": "10.0.0.1\n,, ,10.0.0.2,",
+        "ports": "10.0.0.1\n203.0.113.9:99999, 203.0.113.9:, [::1]x",
+        "all trusted": "10.0.0.1\n10.0.0.2,10.0.0.3",
+        "no peer": "\n203.0.113.9",
+        "leading zeros": "10.0.0.1\n010.0.0.2",
+    }.items():
+        yield name, lines.encode()
+    yield "many hops", b"10.0.0.1\n" + b",".join([b"203.0.113.9"] + [b"10.0.0.2"] * 40)
+    yield "long", b"10.0.0.1\n" + b"a" * 3000 + b", 203.0.113.9"
+
+
+def _key_sets() -> Iterator[tuple[str, bytes]]:
+    public = {name: value for name, value in token.public_jwk().items() if name != "kid"}
+    modulus = base64.urlsafe_b64encode((2**2047 + 2**1000 + 1).to_bytes(256)).rstrip(b"=").decode()
+    weak = {"kty": "RSA", "n": "AQAB", "e": "AQAB"}
+    sets: dict[str, list[dict[str, object]]] = {
+        "good": [{**public, "kid": "a", "use": "sig", "alg": "ES256"}, {"kty": "RSA", "n": modulus, "e": "AQAB", "kid": "b"}],
+        "skipped": [{**public, "kid": "a", "use": "enc"}, {**weak, "kid": "b"}, {"kty": "OKP"}, {**public, "kid": 1}],
+        "operations": [{**public, "kid": "a", "key_ops": ["verify"]}, {**public, "kid": "b", "key_ops": "verify"}],
+        "private": [{**public, "kid": "a", "d": "AQAB"}],
+        "twice": [{**public, "kid": "a"}, {**public, "kid": "a"}],
+        "tenants": [{**public, "kid": "a", "issuer": "https://login.example/{tenantid}/v2.0"}],
+        "off the curve": [{**public, "kid": "a", "x": "AQAB"}],
+        "none": [],
+    }
+    for name, keys in sets.items():
+        yield name, json.dumps({"keys": keys}).encode()
+    yield "no list", b'{"keys": {}}'
+    yield "no json", b"<html>"
+    yield "deep", b'{"keys":' + b"[" * 2000
 
 
 def _client_auth() -> Iterator[tuple[str, bytes]]:

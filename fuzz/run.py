@@ -17,6 +17,8 @@ HARNESSES = {
     "picture": ("inference.image", "PIL"),
     "token": ("security", "jose"),
     "client_auth": ("security", "urllib.parse"),
+    "client_address": ("security", "ipaddress"),
+    "jwks": ("security", "jose"),
 }
 """The harnesses, and what is instrumented for each."""
 

@@ -1,7 +1,8 @@
 """The way from an Authorization header to a principal: any bytes are refused, or speak for whom a second reader says they do.
 
 The first byte says what the rest is: `R` a header's value, `P` a payload that is signed with the real key under a good header, `H` a
-header and a payload, divided by a zero byte, that are signed so. Without the last two no mutation would get past the signature.
+header and a payload, divided by a zero byte, that are signed so, `F` the same for a token of a trusted issuer. Without the last three no
+mutation would get past the signature.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from jose import jwk
 from starlette.types import Message, Scope
 
-from security.compact_jws import MAX_TOKEN_BYTES
+from security.compact_jws import MAX_TOKEN_BYTES, unverified_issuer
 from security.errors import InsufficientScope, InvalidToken, MissingToken
+from security.foreign_tokens import ForeignTokenVerifier
+from security.issuer_profiles import TrustedIssuer
 from security.key_files import SigningKey, VerificationKey, describe_key
 from security.key_ring import KeyRing
 from security.middleware.authentication import AuthenticationMiddleware
@@ -30,6 +33,7 @@ from security.tokens import ACCESS_TOKEN_TYPES, MAX_TOKEN_LIFETIME_S, TokenVerif
 NOW = 1_800_000_000
 SKEW_S = 30
 ISSUER = "https://gate.example"
+FOREIGN_ISSUER = "https://login.example/tenant/v2.0"
 AUDIENCE = "lensgate"
 KID = "20260101T000000Z-fuzzing0"
 HEADER = json.dumps({"alg": "ES256", "kid": KID, "typ": "at+jwt"}).encode()
@@ -41,11 +45,14 @@ def one_input(data: bytes) -> None:
     mode, rest = data[:1], data[1:]
     if mode == b"R":
         authorization = rest
-    elif mode == b"H":
+    elif mode in (b"H", b"F"):
         header, _, payload = rest.partition(b"\0")
         authorization = b"Bearer " + signed(header, payload)
     else:
         authorization = b"Bearer " + signed(HEADER, rest)
+    if mode == b"F":
+        _ask_the_foreign_verifier(authorization.removeprefix(b"Bearer ").decode())
+        return
     verifier = TokenVerifier(SimpleNamespace(ring=_ring()), issuer=ISSUER, audience=AUDIENCE, clock_skew_s=SKEW_S)
     first = _authenticate(verifier, authorization)
     second = _authenticate(verifier, authorization)
@@ -84,10 +91,28 @@ def _authenticate(verifier: TokenVerifier, authorization: bytes) -> Principal | 
     return principal
 
 
+def _ask_the_foreign_verifier(token: str) -> None:
+    """As `TrustedIssuers` does: the unverified issuer chooses, and then must be the verified one."""
+    named = unverified_issuer(token)
+    try:
+        principal = ForeignTokenVerifier(_foreign_profile(), _ForeignKeys(), clock_skew_s=SKEW_S).verify(token, NOW)
+    except InvalidToken:
+        return
+    claims = json.loads(_decode(token.split(".")[1]))
+    assert named == principal.issuer == claims["iss"] == FOREIGN_ISSUER
+    assert principal.client_id in {f"entra:{claims.get('azp')}", f"entra:{claims.get('appid')}"}
+    assert principal.token_id.startswith("entra:")
+    assert principal.tier == "standard"
+    assert NOW < principal.expires_at == claims["exp"]
+    roles = claims.get("roles") or []
+    assert principal.scopes == {"predict", "metrics", "introspect"} & set(roles.split(" ") if isinstance(roles, str) else roles)
+    assert not {"nonce", "cnf", "at_hash"} & claims.keys()
+
+
 def _check(principal: Principal, token: str) -> None:
     """Read the accepted token again with other means, strictly by RFC 7515 and RFC 9068."""
     assert len(token) <= MAX_TOKEN_BYTES
-    header_bytes, payload, signature = (base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)) for part in token.split("."))
+    header_bytes, payload, signature = map(_decode, token.split("."))
     assert b".".join(map(_base64url, (header_bytes, payload, signature))).decode() == token
     assert len(signature) == 64
     der = encode_dss_signature(int.from_bytes(signature[:32]), int.from_bytes(signature[32:]))
@@ -124,9 +149,37 @@ def _key() -> SigningKey:
     return SigningKey(KID, algorithm, 0.0, public, numbers, jwk.construct(private_key, algorithm))
 
 
+def public_jwk() -> dict[str, str]:
+    """The public half of the key: kty, crv, x and y."""
+    return dict(_key().public_jwk)
+
+
 @cache
 def _ring() -> KeyRing:
     return KeyRing([_key()], publication_delay_s=0)
+
+
+class _ForeignKeys:
+    def find(self, kid: str) -> VerificationKey | None:
+        return _ring().verification_key(kid)
+
+
+@cache
+def _foreign_profile() -> TrustedIssuer:
+    return TrustedIssuer.model_validate(
+        {
+            "name": "entra",
+            "profile": "entra",
+            "issuer": FOREIGN_ISSUER,
+            "audience": AUDIENCE,
+            "jwks_file": "keys.json",
+            "algorithms": ["ES256"],
+        }
+    )
+
+
+def _decode(segment: str) -> bytes:
+    return base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
 
 
 def _base64url(octets: bytes) -> bytes:
