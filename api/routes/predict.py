@@ -36,7 +36,7 @@ _BATCH_CONCURRENCY: Final = 16
 """How many pictures of one batch are decoded or in the engine's queue at once, so that one request cannot take all of either."""
 
 _BINARY: Final = {"type": "string", "format": "binary"}
-_BASE64: Final = {"type": "string", "format": "byte", "minLength": 1, "description": "Base64, or a data: URL."}
+_BASE64: Final = {"type": "string", "format": "byte", "description": "Base64, or a data: URL."}
 _TOP_K: Final = {
     "name": "top_k",
     "in": "query",
@@ -71,7 +71,11 @@ def _object(name: str, schema: Mapping[str, object]) -> dict[str, object]:
     openapi_extra={
         "parameters": [_TOP_K],
         "requestBody": _body(
-            {MULTIPART_TYPE: _object("file", _BINARY), JSON_TYPE: _object("image", _BASE64), **dict.fromkeys(RAW_TYPES, _BINARY)}
+            {
+                MULTIPART_TYPE: _object("file", _BINARY),
+                JSON_TYPE: _object("image", {**_BASE64, "minLength": 1}),
+                **dict.fromkeys(RAW_TYPES, _BINARY),
+            }
         ),
     },
 )

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from api import schemas
 from api.access import public
 from api.direct_route import DirectRoute
-from api.oauth_docs import form_body, oauth_problems
+from api.oauth_docs import form_body, links_to_token_endpoints, oauth_problems
 from api.openapi import TOKEN_PATH, answer
 from api.record import record_of
 from api.services import services_of
@@ -30,7 +30,7 @@ _FIELDS = {
     TOKEN_PATH,
     summary="Get an access token",
     response_class=Response,
-    responses={200: answer(schemas.TokenAnswer, "A bearer token."), **oauth_problems()},
+    responses={200: {**answer(schemas.TokenAnswer, "A bearer token."), "links": links_to_token_endpoints()}, **oauth_problems()},
     openapi_extra=form_body(_FIELDS, required="grant_type"),
 )
 @public
