@@ -14,6 +14,7 @@ STATE_KEY: Final = "rate_limits"
 MEMORY: Final = "memory://"
 """The storage that is this process's own memory."""
 
+_ROUNDING_S: Final = 0.001
 _MAX_WINDOW_S: Final = 86_400
 _SECONDS: Final = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
 _LIMIT: Final = re.compile(r"([0-9]{1,9}) ?(?:/| per ) ?(?:([0-9]{1,5}) ?)?(second|minute|hour|day)s?")
@@ -121,7 +122,7 @@ def judge(quota: Quota, window: Window, *, admitted: bool, cost: int) -> Verdict
     remaining = max(0, quota.amount - floor(weighted))
     if admitted:
         return Verdict(quota, True, remaining, max(1, ceil(turns_in_s)), 0)
-    wait_s = max(1, ceil(_until_free_s(quota, window, cost, turns_in_s)))
+    wait_s = max(1, floor(_until_free_s(quota, window, cost, turns_in_s) + _ROUNDING_S) + 1)  # at that very moment it is still refused
     return Verdict(quota, False, remaining, wait_s, wait_s)
 
 
