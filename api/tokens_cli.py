@@ -28,6 +28,8 @@ def tokens_revoke(
 
     settings = load_settings()
     # Its `exp` is not known here; no token lives longer than this.
-    expires_at = int(time.time()) + MAX_TOKEN_LIFETIME_S
+    security = settings.security
+    foreign = [one.max_token_lifetime_s + security.clock_skew_s for one in security.trusted_issuers]
+    expires_at = int(time.time()) + max([MAX_TOKEN_LIFETIME_S, *foreign])
     with_registry(lambda registry: registry.revoke(jti, _BY_OPERATOR, expires_at), settings)
-    typer.echo(f"Revoked the token {jti}: every worker refuses it within {settings.security.poll_s:g} s.")
+    typer.echo(f"Revoked the token {jti}: every worker refuses it within {security.poll_s:g} s.")

@@ -102,7 +102,10 @@ def _read_key(entry: dict[str, Any], issuer: str, algorithms: tuple[Algorithm, .
         raise _Skipped("another algorithm")
     if not _is_of_tenant(entry.get("issuer"), issuer):
         raise _Skipped("another tenant")
-    public_key = _rsa_key(entry) if algorithm == "RS256" else _ec_key(entry)
+    try:
+        public_key = _rsa_key(entry) if algorithm == "RS256" else _ec_key(entry)
+    except ValueError as error:  # not base64, not a point of the curve
+        raise _Skipped("malformed") from error
     return VerificationKey(kid, algorithm, jwk.construct(public_key, algorithm))
 
 
@@ -110,17 +113,11 @@ def _rsa_key(entry: dict[str, Any]) -> rsa.RSAPublicKey:
     modulus, exponent = _number(entry, "n"), _number(entry, "e")
     if modulus.bit_length() not in _RSA_BITS or exponent not in _RSA_EXPONENTS or modulus % 2 == 0:
         raise _Skipped("a weak key")
-    try:
-        return rsa.RSAPublicNumbers(exponent, modulus).public_key()
-    except ValueError as error:
-        raise _Skipped("malformed") from error
+    return rsa.RSAPublicNumbers(exponent, modulus).public_key()
 
 
 def _ec_key(entry: dict[str, Any]) -> ec.EllipticCurvePublicKey:
-    try:
-        return ec.EllipticCurvePublicNumbers(_number(entry, "x"), _number(entry, "y"), ec.SECP256R1()).public_key()
-    except ValueError as error:  # not a point of the curve
-        raise _Skipped("malformed") from error
+    return ec.EllipticCurvePublicNumbers(_number(entry, "x"), _number(entry, "y"), ec.SECP256R1()).public_key()
 
 
 def _number(entry: dict[str, Any], name: str) -> int:
@@ -128,10 +125,7 @@ def _number(entry: dict[str, Any], name: str) -> int:
     text = entry.get(name)
     if not isinstance(text, str) or not _BASE64URL.fullmatch(text):
         raise _Skipped("malformed")
-    try:
-        return int.from_bytes(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), "big")
-    except ValueError as error:
-        raise _Skipped("malformed") from error
+    return int.from_bytes(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), "big")
 
 
 def _is_of_tenant(named: object, issuer: str) -> bool:

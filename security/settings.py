@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from security.issuer_profiles import MAX_TRUSTED_ISSUERS, TrustedIssuer, check_distinct
 from security.rate_limits import check_storage_url
@@ -68,6 +69,13 @@ class SecuritySettings(BaseModel):
     @classmethod
     def _are_distinct(cls, value: tuple[TrustedIssuer, ...]) -> tuple[TrustedIssuer, ...]:
         return check_distinct(value)
+
+    @model_validator(mode="after")
+    def _tiers_of_issuers_are_there(self) -> Self:
+        for one in self.trusted_issuers:
+            if one.tier not in self.tiers:
+                raise ValueError(f"TRUSTED_ISSUERS: the tier of {one.name!r} is not in TIERS")
+        return self
 
     @field_validator("database_url")
     @classmethod

@@ -221,6 +221,14 @@ async def test_17_a_trusted_issuer_does_not_speak_for_us_or_for_a_stranger(
     assert cause_of(trusted, provider.token("entra", claims={"iss": issuer})) == "header_not_allowed"
 
 
+async def test_17_an_issuers_verifier_takes_no_token_that_names_another(provider: IdentityProvider, trusted: TrustedIssuers) -> None:
+    """Even where something has chosen wrongly."""
+    verifier = trusted._foreign[provider.issuers["standard"]]
+    with pytest.raises(InvalidToken) as refused:
+        verifier.verify(provider.token("standard", claims={"iss": provider.issuers["auth0"]}), time.time())
+    assert refused.value.cause == "wrong_issuer"
+
+
 async def test_another_spelling_of_the_issuer_is_another_issuer(provider: IdentityProvider, trusted: TrustedIssuers) -> None:
     for issuer in (provider.issuers["standard"] + "/", provider.issuers["standard"].upper(), f" {provider.issuers['standard']}"):
         assert cause_of(trusted, provider.token("standard", claims={"iss": issuer})) == "unknown_key"
