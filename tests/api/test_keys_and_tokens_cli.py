@@ -97,7 +97,7 @@ def test_a_token_revoked_by_its_id_stays_so_for_as_long_as_any_token_lives(folde
             await database.aclose()
 
     assert asyncio.run(revoked_at(began + MAX_TOKEN_LIFETIME_S - 2)) == {"7Jz0yVw2sQk3cT1xRb9uAg"}
-    assert asyncio.run(revoked_at(time.time() + MAX_TOKEN_LIFETIME_S + 1)) == frozenset()
+    assert asyncio.run(revoked_at(time.time() + MAX_TOKEN_LIFETIME_S + 3600)) == frozenset()
 
 
 @pytest.mark.parametrize("jti", ["", "x" * 256, "a\nb"])
