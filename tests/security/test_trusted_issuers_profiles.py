@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from pydantic import ValidationError
 from security.issuer_profiles import PRESETS, TrustedIssuer
 from security.settings import SecuritySettings
 
+PAGE = Path(__file__).parents[2] / "docs" / "trusted-issuers.md"
 MINIMAL = {"name": "idp", "issuer": "https://idp.test", "audience": "lensgate", "jwks_url": "https://idp.test/jwks"}
 
 
@@ -46,6 +49,15 @@ def test_a_preset_fills_in_what_is_not_said_and_survives_being_handed_to_a_child
 def test_what_is_said_goes_before_the_preset() -> None:
     one = profile(profile="entra", scope_claim="scp", ignored_headers=[])
     assert (one.scope_claim, one.ignored_headers, one.client_claims) == ("scp", (), ("azp", "appid"))
+
+
+def test_what_the_page_shows_is_what_there_is() -> None:
+    page = PAGE.read_text()
+    shown = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", page, re.DOTALL)]
+    settings = [SecuritySettings.model_validate({"trusted_issuers": block}) for block in shown]
+    assert [one.trusted_issuers[0].profile for one in settings] == ["keycloak", "auth0", "entra"]
+    table = "".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    assert set(re.findall(r"`(\w+)`", table)) == set(TrustedIssuer.model_fields)
 
 
 @pytest.mark.parametrize(
