@@ -15,6 +15,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 _HANDLER_NAME: Final = "lensgate"
 _MAX_FRAMES: Final = 30
+_PLAIN_TYPES: Final = frozenset({int, float, bool, type(None)})
 _MAX_MESSAGE_CHARACTERS: Final = 2000
 
 
@@ -91,6 +92,8 @@ def _escape_event(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 def _escape(value: object) -> object:
+    if type(value) in _PLAIN_TYPES:  # most fields; asking an abstract class like Mapping about each would take half of the line's time
+        return value
     if isinstance(value, str):
         if len(value) > _MAX_MESSAGE_CHARACTERS:
             value = value[:_MAX_MESSAGE_CHARACTERS] + "…"
@@ -99,7 +102,7 @@ def _escape(value: object) -> object:
         return {str(_escape(key)): _escape(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_escape(item) for item in value]
-    return value if value is None or isinstance(value, (bool, int, float)) else _escape(repr(value))
+    return value if isinstance(value, (int, float)) else _escape(repr(value))
 
 
 def _escape_lines(text: str) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Collection, Iterable
 from typing import Final
 
@@ -150,7 +150,7 @@ def request_id_from(headers: Iterable[tuple[bytes, bytes]]) -> str:
     given = [value for name, value in headers if name == b"x-request-id"]
     if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]):
         return str(given[0], "ascii")
-    return uuid.uuid4().hex
+    return secrets.token_hex(16)
 
 
 def _logged_status(exchange: _Exchange) -> int:
