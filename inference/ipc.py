@@ -117,6 +117,11 @@ class FrameProtocol(asyncio.BufferedProtocol):
             transport.write(payload)
         return True
 
+    @property
+    def unsent_bytes(self) -> int:
+        """What waits in memory because the peer does not read."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
     def close(self) -> None:
         """Close the connection; `on_lost` follows."""
         if self._transport is not None:

@@ -62,6 +62,9 @@ class _Link:
         """Hand one picture over; the future gets its answer, and nobody else's."""
         if len(self.pending) >= self._max_pending:
             raise Overloaded(retry_after_s=self.retry_after_s)
+        # Callers who leave free their places, but not what was written for them: a halted engine reads neither it nor that they left.
+        if self._frames is not None and self._frames.unsent_bytes >= self._max_pending * pixels.nbytes:
+            raise Overloaded(retry_after_s=self.retry_after_s)
         if self._frames is None or not self._frames.send(message, pixels):
             raise EngineUnavailable
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
