@@ -195,9 +195,12 @@ def load_settings() -> Settings:
     Raises:
         ConfigurationError: one message that lists every unknown name and every bad value, by name and without the value.
     """
-    problems = [f"{name}: no such setting" for name in _unknown_names()]
     try:
+        problems = [f"{name}: no such setting" for name in _unknown_names()]
         settings = Settings()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise ConfigurationError(f"the file {_ENV_FILE} cannot be read: {reason}") from None
     except ValidationError as error:
         problems += [_describe(item["loc"], item["type"], item["msg"]) for item in error.errors(include_input=False, include_url=False)]
     except SettingsError as error:

@@ -60,4 +60,9 @@ class InferenceSettings(BaseModel):
     def weights_path(self) -> Path | None:
         """The local file that `weights` names, or None when it names a card or a package."""
         is_file = self.weights.endswith((".pth", ".pt", ".safetensors")) or "/" in self.weights
-        return Path(self.weights).expanduser() if is_file and not self.weights.startswith("package:") else None
+        if not is_file or self.weights.startswith("package:"):
+            return None
+        try:
+            return Path(self.weights).expanduser()
+        except RuntimeError:  # ~name, of somebody who has no home here: then no such file is there, and that is said
+            return Path(self.weights)
