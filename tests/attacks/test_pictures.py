@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -15,7 +14,7 @@ import pytest
 from PIL import Image
 
 from support.faults import sitecustomize as faults
-from support.held import API, Held, connection_to
+from support.held import API, Held, connection_to, wait_until_ready
 from support.pictures import (
     NOT_PICTURES,
     animation,
@@ -36,6 +35,7 @@ from support.pictures import (
     without_image_data,
     ycck_jpeg,
 )
+from support.redis_server import RedisServer, redis_server
 from support.service import Service
 
 PHOTO = photo()
@@ -53,9 +53,16 @@ def token(gate: Service) -> str:
 
 
 @pytest.fixture(scope="module")
-def faulty_gate(start_gate: Callable[..., Service]) -> Service:
+def redis() -> Iterator[RedisServer]:
+    """Where two workers count their limits together."""
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def faulty_gate(redis: RedisServer, start_gate: Callable[..., Service]) -> Service:
     """A gate of two workers whose decoder has the faults of `support.faults`."""
-    return start_gate({**faults.ENVIRONMENT, "LENSGATE_HTTP__WORKERS": "2"})
+    return start_gate({**faults.ENVIRONMENT, "LENSGATE_HTTP__WORKERS": "2", "LENSGATE_SECURITY__RATE_LIMIT_STORAGE": redis.url})
 
 
 @pytest.fixture(scope="module")
@@ -276,10 +283,3 @@ def test_086_a_decoder_that_crashes_takes_only_its_own_worker_s_requests_along(f
 
 def post(http: httpx.Client, picture: bytes, token: str) -> httpx.Response:
     return http.post("/predict", content=picture, headers={"Authorization": f"Bearer {token}", "Content-Type": "image/png"})
-
-
-def wait_until_ready(http: httpx.Client) -> None:
-    """A worker that has just started must still hear from the engine."""
-    deadline_s = time.monotonic() + 30
-    while http.get("/readyz").status_code != 200:
-        assert time.monotonic() < deadline_s

@@ -1,21 +1,17 @@
-"""What runs, what it holds, how it ends, and what happens when a part of it dies."""
+"""What runs, what it holds and how it ends. What happens when a part of it dies is in tests/attacks (cases 115 and 116)."""
 
 from __future__ import annotations
 
 import signal
-import threading
-import time
 from collections.abc import Callable, Mapping
 
-import httpx
 import psutil
 import pytest
 
+from support.held import API, ENGINE, Held
 from support.service import Service
 
-API, ENGINE = "api.worker_process", "api.engine_process"
 MAX_WORKER_BYTES = 150 * 1024 * 1024
-CROP_BYTES = 224 * 224 * 3
 
 
 def test_no_api_worker_has_torch_mapped_and_each_is_small(service: Service, photographs_by_name: Mapping[str, bytes]) -> None:
@@ -69,35 +65,6 @@ def test_its_children_end_when_it_is_killed(start_service: Callable[..., Service
     assert alive == []
 
 
-def test_a_request_held_by_a_killed_engine_gets_503_at_once_and_the_engine_comes_back(
-    start_service: Callable[..., Service], photographs_by_name: Mapping[str, bytes]
-) -> None:
-    service = start_service({"LENSGATE_INFERENCE__DEADLINE_S": "300"})
-    service.wait_ready()
-    token = service.token(service.create_client("held", "predict"))
-    picture = photographs_by_name["coffee.png"]
-    held = Held(service, picture, token)
-    after = len(service.log)
-    held.engine.kill()
-    answer = held.answer()
-    assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
-    assert int(answer.headers["retry-after"]) >= 1
-    assert service.get("/readyz").status_code == 503
-    service.wait_ready(after=after)
-    assert service.predict(picture, token).json()["label"] == "espresso"
-
-
-def test_a_killed_api_worker_comes_back_while_the_other_serves(service: Service) -> None:
-    victim = service.children(API)[0]
-    after = len(service.log)
-    victim.kill()
-    for _ in range(20):
-        assert service.get("/livez").status_code == 200
-    service.wait_for("child_died", after=after)
-    service.wait_for("worker_serving", after=after)
-    assert len(service.children(API)) == 2
-
-
 def test_a_predict_in_flight_at_sigterm_is_answered(
     start_service: Callable[..., Service], photographs_by_name: Mapping[str, bytes]
 ) -> None:
@@ -110,23 +77,3 @@ def test_a_predict_in_flight_at_sigterm_is_answered(
     held.engine.resume()
     assert held.answer().json()["label"] == "espresso"
     assert service.process.wait(60) == 0
-
-
-class Held:
-    """A /predict whose pixels lie in the socket of a stopped engine: it is in flight for as long as the test wants."""
-
-    def __init__(self, service: Service, picture: bytes, token: str) -> None:
-        (self.engine,) = service.children(ENGINE)
-        (worker,) = service.children(API)
-        self.engine.suspend()
-        self._answers: list[httpx.Response] = []
-        written = worker.io_counters().write_chars
-        self._caller = threading.Thread(target=lambda: self._answers.append(service.predict(picture, token)))
-        self._caller.start()
-        deadline_s = time.monotonic() + 30
-        while worker.io_counters().write_chars - written < CROP_BYTES:
-            assert time.monotonic() < deadline_s, "the picture never reached the engine"
-
-    def answer(self) -> httpx.Response:
-        self._caller.join(60)
-        return self._answers[0]

@@ -89,3 +89,10 @@ def connection_to(service: Service, worker: psutil.Process) -> Iterator[httpx.Cl
                 other.resume()
         assert service.wait_for("request", after=after, request_id=f"to-{worker.pid}")["worker_pid"] == worker.pid
         yield http
+
+
+def wait_until_ready(http: httpx.Client) -> None:
+    """Wait until the worker at the other end has heard from a warm engine."""
+    deadline_s = time.monotonic() + 60
+    while http.get("/readyz").status_code != 200:
+        assert time.monotonic() < deadline_s, "not ready again"
