@@ -16,6 +16,8 @@ from typing import Any, Final, Self
 import httpx
 import psutil
 
+from support.leaks import leaks
+
 PACKAGED: Final = {"LENSGATE_INFERENCE__MODEL": "efficientnet_lite0", "LENSGATE_INFERENCE__WEIGHTS": "package:efficientnet_lite0"}
 _START_TIMEOUT_S: Final = 100.0
 
@@ -57,6 +59,8 @@ class Service:
         self._reader.join(10)
         assert self.process.stdout is not None
         self.process.stdout.close()
+        # Case 104 of the attacks, for every service of every test.
+        assert leaks(self.raw_log, self.folder / "keys") == []
 
     def stop(self, timeout_s: float = 60) -> int:
         """SIGTERM, and the exit code."""
