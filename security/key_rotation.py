@@ -75,9 +75,13 @@ def rotate_keys(keys_dir: Path, *, algorithm: Algorithm, sign_after_s: float, po
         present = key_files(keys_dir)
         if len(present) >= MAX_KEYS:
             raise KeysError(f"The keys folder {str(keys_dir)!r} is full ({MAX_KEYS} keys): run `lensgate keys prune` first.")
-        if present:
-            KeyRing.load(keys_dir, publication_delay_s=delay_s)
-        return create_key(keys_dir, algorithm=algorithm, created_at=time.time() + max(0.0, sign_after_s - delay_s))
+        ring = KeyRing.load(keys_dir, publication_delay_s=delay_s) if present else None
+        created_at = int(time.time() + max(0.0, sign_after_s - delay_s))
+        # Names hold whole seconds. Of two keys with the same one, the newer could pass for the older, and sign before it is published.
+        taken = {int(key.created_at) for key in ring.keys} if ring else set()
+        while created_at in taken:
+            created_at += 1
+        return create_key(keys_dir, algorithm=algorithm, created_at=created_at)
 
 
 def prune_keys(keys_dir: Path, *, poll_s: float, clock_skew_s: float, now: float) -> list[str]:

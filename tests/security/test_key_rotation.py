@@ -103,6 +103,20 @@ def test_the_first_key_of_a_missing_folder_signs_at_once(tmp_path: Path) -> None
     assert [(key.kid, key.state) for key in described(tmp_path / "keys", time.time())] == [(kid, "signing")]
 
 
+def test_keys_made_in_one_second_keep_their_order(tmp_path: Path) -> None:
+    kids = [rotated(tmp_path) for _ in range(6)]
+    assert [key.kid for key in described(tmp_path, time.time())] == kids
+    assert [key.state for key in described(tmp_path, time.time())] == ["signing", *["published"] * 5]
+
+
+def test_an_urgent_key_does_not_wait_behind_one_that_was_made_for_later(tmp_path: Path) -> None:
+    rotated(tmp_path)
+    later = rotated(tmp_path, 3600)
+    urgent = rotated(tmp_path)
+    signs_from = {key.kid: key.signs_from for key in described(tmp_path, time.time())}
+    assert signs_from[urgent] < signs_from[later] - 3000
+
+
 def test_a_full_folder_takes_no_more_keys_because_no_worker_would_read_it(tmp_path: Path) -> None:
     for number in range(MAX_KEYS):
         (tmp_path / f"{number}.pem").touch()
