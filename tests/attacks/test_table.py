@@ -18,11 +18,6 @@ def test_a_case_that_is_excused_has_no_test_yet() -> None:
     assert cases.not_yet.keys() <= cases.numbers
 
 
-def test_every_number_in_a_test_s_name_is_a_case() -> None:
-    numbers = read_cases().numbers
-    assert [test for test in find_tests() if test.number is not None and test.number not in numbers] == []
-
-
 def test_the_table_of_the_docs_is_fresh() -> None:
     assert TABLE.read_text() == render(read_cases(), find_tests()), f"docs/attack-tests.md is stale: run {COMMAND}"
 
