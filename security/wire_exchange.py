@@ -45,6 +45,10 @@ class Exchange:
         except asyncio.CancelledError:
             # uvicorn would log it as the app's exception and answer 500: at the end of the grace period it is neither.
             self._on_cancelled(self)
+        finally:
+            # Its traceback holds every frame of the app, and they hold the body: together a cycle that only the collector would find.
+            self.failure = None
+            del self._receive, self._send
 
     def fail(self, failure: SecurityError) -> None:
         """End the upload: the app's next `receive` raises, so that its error boundary answers. What has been buffered is let go."""

@@ -90,6 +90,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._phase, self._deaf = _Phase.CLOSING, True
         self.pipeline.clear()
         super().connection_lost(exc)
+        self._wire.release()
+        self._exchange, self.app, self._refusal = None, self._guarded_app, None
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, within bounds."""

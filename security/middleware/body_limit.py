@@ -41,12 +41,14 @@ class BodyLimitMiddleware:
         body = _CountedBody(receive, send, limit_bytes)
         try:
             await self._app(scope, body.receive, body.send)
+            body.raise_if_refused()
         except Exception as error:
             if body.refusal is None or error is body.refusal:
                 raise
             raise body.refusal from error
-        if body.refusal is not None:
-            raise body.refusal
+        finally:
+            # Its traceback holds every frame inside, and they hold the body: together a cycle that only the garbage collector would find.
+            body.refusal = None
 
 
 class _CountedBody:
@@ -59,9 +61,13 @@ class _CountedBody:
         self._received_bytes = 0
         self.refusal: BodyTooLarge | None = None
 
-    async def receive(self) -> Message:
+    def raise_if_refused(self) -> None:
+        """Raise the refusal, if there is one."""
         if self.refusal is not None:
             raise self.refusal
+
+    async def receive(self) -> Message:
+        self.raise_if_refused()
         message = await self._receive()
         if message["type"] == "http.request":
             self._received_bytes += len(message.get("body", b""))
@@ -71,8 +77,7 @@ class _CountedBody:
         return message
 
     async def send(self, message: Message) -> None:
-        if self.refusal is not None:
-            raise self.refusal
+        self.raise_if_refused()
         await self._send(message)
 
 
