@@ -167,7 +167,7 @@ def _make_runtime_dir() -> Path:
     path = tempfile.mkdtemp(prefix="lensgate-")
     if len(os.fsencode(path)) > _UNIX_PATH_MAX_BYTES - len("/engine-00.sock"):
         Path(path).rmdir()
-        path = tempfile.mkdtemp(prefix="lensgate-", dir="/tmp")  # a unix socket needs a short path; mkdtemp is safe there
+        path = tempfile.mkdtemp(prefix="lensgate-", dir="/tmp")  # nosec B108  a unix socket needs a short path; mkdtemp is safe there
     return Path(path)
 
 
