@@ -42,6 +42,17 @@ class _Phase(Enum):
     """The last bytes are on their way out."""
 
 
+_DRAIN_SHARES: Final = {
+    _Phase.IDLE: 0.8,
+    _Phase.HEAD: 0.8,
+    _Phase.BODY: 0.8,
+    _Phase.HANDLING: 0.9,
+    _Phase.LINGER: 0.95,
+    _Phase.CLOSING: 0.95,
+}
+"""Of the time that uvicorn waits on shutdown before it cancels what still runs: when what is still in a phase is ended in order."""
+
+
 class GuardedProtocol(HttpToolsProtocol):
     """One connection. Times are those of the event loop's clock, in seconds."""
 
@@ -260,9 +271,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._abort()
 
     def _drain_deadline_s(self) -> float:
-        # Both end before uvicorn's own time is up, when it would cancel the tasks. What is left after the uploads is for the work on them.
-        share = {_Phase.HEAD: 0.8, _Phase.BODY: 0.8, _Phase.HANDLING: 0.9}.get(self._phase)
-        return math.inf if share is None else self._drain_began_s + share * self.guard.limits.drain_s
+        return self._drain_began_s + _DRAIN_SHARES[self._phase] * self.guard.limits.drain_s
 
     def _expire(self, now_s: float) -> None:
         if self._phase in {_Phase.HEAD, _Phase.BODY} and not self._draining and self._we_do_not_read():
