@@ -14,7 +14,10 @@ from security.redis_windows import RedisWindows, StorageLost
 
 PENALTY_S: Final = 0.05
 """The most that one request ever waits for Redis, over all its limits."""
-_PROBE_INTERVAL_S: Final = 2.0
+_FIRST_PAUSE_S: Final = 0.1
+_LONGEST_PAUSE_S: Final = 16.0
+_STEADY_S: Final = 30.0
+"""A Redis that is lost again sooner than this is looked for less often each time, so that a slow one does not cost every request."""
 _PROBE_TIMEOUT_S: Final = 1.0
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -41,7 +44,7 @@ class RateLimiter:
     """Takes units from quotas. The event loop is never blocked, and no request waits longer than `PENALTY_S` for Redis.
 
     When Redis fails or is too slow, limits are counted locally at once, by every worker for itself, until `run` finds Redis well again.
-    Local counts begin at nothing then: during an outage W workers let up to W times the limit through.
+    Each goes on from what Redis last told it of a key; of the rest, W workers let up to W times the limit through during an outage.
 
     Args:
         url: `memory://`, `redis://...` or `rediss://...`.
@@ -52,6 +55,9 @@ class RateLimiter:
         self._local = MemoryWindows()
         self._redis = None if url == MEMORY else RedisWindows(url)
         self._redis_answers = False
+        self._lost = asyncio.Event()
+        self._pause_s = _FIRST_PAUSE_S
+        self._back_at_s = -_STEADY_S
 
     async def take(self, quota: Quota, key: str, cost: int = 1, patience: Patience | None = None) -> Verdict:
         """Take `cost` units of `quota` for `key`: all of them or none.
@@ -66,7 +72,9 @@ class RateLimiter:
         if self._redis is not None:
             shared = await self._take_shared(self._redis, name, quota, cost, patience or Patience())
             if shared is not None:
-                return judge(quota, shared[1], admitted=shared[0], cost=cost)
+                verdict = judge(quota, shared[1], admitted=shared[0], cost=cost)
+                self._local.remember(name, quota.window_s, quota.amount - verdict.remaining)
+                return verdict
             self.health.fallbacks += 1
         admitted = await self._local.acquire_sliding_window_entry(name, quota.amount, quota.window_s, cost)
         window = Window(*await self._local.get_sliding_window(name, quota.window_s))
@@ -87,34 +95,45 @@ class RateLimiter:
 
     async def start(self) -> None:
         """Find Redis, where it is set. Without it the service starts all the same, with local limits, and says so."""
-        await self._probe()
+        if self._redis is not None:
+            await self._probe(self._redis)
 
     async def run(self) -> None:
-        """Look for a lost Redis every 2 s until cancelled, so that no request has to."""
-        while True:
-            await asyncio.sleep(_PROBE_INTERVAL_S)
-            await self._probe()
+        """Look for a lost Redis until cancelled, so that no request has to: soon at first, and at least every 17 s."""
+        while self._redis is not None:
+            await self._lost.wait()
+            await asyncio.sleep(self._pause_s)
+            await self._probe(self._redis)
 
     async def aclose(self) -> None:
         """Let go of Redis."""
         if self._redis is not None:
             await self._redis.aclose()
 
-    async def _probe(self) -> None:
-        if self._redis is None or self._redis_answers:
-            return
+    async def _probe(self, redis: RedisWindows) -> None:
         try:
-            await self._redis.connect(_PROBE_TIMEOUT_S)
+            await redis.connect(_PROBE_TIMEOUT_S)
         except StorageLost as lost:
-            self._lose(lost)
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+            self._declare_lost(lost)
             return
         self._redis_answers = True
+        self._lost.clear()
+        self._back_at_s = asyncio.get_running_loop().time()
         if self.health.active:
             self.health.active = False
             _log.warning("rate_limit_storage_back", fallbacks=self.health.fallbacks)
 
     def _lose(self, lost: StorageLost) -> None:
+        if not self._redis_answers:
+            return  # another request was first
         self._redis_answers = False
+        steady = asyncio.get_running_loop().time() - self._back_at_s >= _STEADY_S
+        self._pause_s = _FIRST_PAUSE_S if steady else min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        self._declare_lost(lost)
+
+    def _declare_lost(self, lost: StorageLost) -> None:
+        self._lost.set()
         if not self.health.active:
             self.health.active = True
             # The cause's own text may hold the URL, and that a password.

@@ -61,11 +61,9 @@ class MemoryWindows(SlidingWindowCounterSupport):
         weighted = halves.previous.get(key, 0) * (expiry - elapsed_s) / expiry + count
         admitted = floor(weighted) + amount <= limit
         if admitted:
-            halves.current[key] = count + amount
-            if len(halves.current) > self._max_keys:
-                halves.current.popitem(last=False)
-        if admitted or count:
-            halves.current.move_to_end(key)
+            count += amount
+        if count:
+            self._set(halves, key, count)
         return admitted
 
     async def get_sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
@@ -74,11 +72,23 @@ class MemoryWindows(SlidingWindowCounterSupport):
         left_s = expiry - elapsed_s
         return halves.previous.get(key, 0), left_s, halves.current.get(key, 0), left_s + expiry
 
+    def remember(self, key: str, width_s: int, used: int) -> None:
+        """Let `used` units of the window be taken, as another storage has counted them."""
+        halves, elapsed_s = self._at(width_s)
+        carried = floor(halves.previous.get(key, 0) * (width_s - elapsed_s) / width_s)
+        self._set(halves, key, max(0, used - carried))
+
     async def clear_sliding_window(self, key: str, expiry: int) -> None:
         """Forget one key."""
         halves, _ = self._at(expiry)
         halves.previous.pop(key, None)
         halves.current.pop(key, None)
+
+    def _set(self, halves: _Halves, key: str, count: int) -> None:
+        halves.current[key] = count
+        halves.current.move_to_end(key)
+        if len(halves.current) > self._max_keys:
+            halves.current.popitem(last=False)
 
     def _at(self, width_s: int) -> tuple[_Halves, float]:
         number, elapsed_s = divmod(self._clock(), width_s)

@@ -7,10 +7,10 @@ import json
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -56,7 +56,7 @@ def caller(limited: Service) -> Iterator[httpx.Client]:
 
 def caller_at(service: Service, address: str) -> httpx.Client:
     return httpx.Client(
-        base_url=service.url, transport=httpx.HTTPTransport(local_address=address), headers={"x-address": address}, timeout=30
+        base_url=service.url, transport=httpx.HTTPTransport(verify=False, local_address=address), headers={"x-address": address}, timeout=30
     )
 
 
@@ -280,20 +280,20 @@ def test_038_an_unknown_client_is_counted_alike(caller: httpx.Client) -> None:
 
 def test_039_two_hundred_failures_at_once_leave_predictions_alone(gate: Service, token: str, photographs_by_name: dict[str, bytes]) -> None:
     picture = photographs_by_name["chelsea.png"]
-    assert gate.predict(picture, token).status_code == 200
-    begin = threading.Barrier(201)
-
-    def guess(number: int) -> int:
-        with caller_at(gate, f"127.0.1.{number % 20 + 1}") as caller:
-            begin.wait()
-            return fail(caller, f"client_{number}").status_code
-
-    with ThreadPoolExecutor(200) as guessers:
-        guesses = [guessers.submit(guess, number) for number in range(200)]
-        begin.wait()
-        predictions = [gate.predict(picture, token) for _ in range(5)]
-        assert {guess.result() for guess in guesses} == {401}
-    assert [answer.status_code for answer in predictions] == [200] * 5
+    host, port = gate.url.removeprefix("http://").split(":")
+    body = b"grant_type=client_credentials&client_id=client_%03d&client_secret=wrong"
+    head = "POST /oauth2/token HTTP/1.1\r\nHost: gate\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\r\n"
+    with ExitStack() as opened:
+        # Twenty addresses, so that no address's limit spares the registry the work.
+        guessers = [
+            opened.enter_context(socket.create_connection((host, int(port)), timeout=30, source_address=(f"127.0.1.{number % 20 + 1}", 0)))
+            for number in range(200)
+        ]
+        for number, guesser in enumerate(guessers):
+            guess = body % number
+            guesser.sendall(head.format(len(guess)).encode() + guess)
+        assert [gate.predict(picture, token).status_code for _ in range(5)] == [200] * 5
+        assert {guesser.recv(65536).partition(b"\r\n")[0] for guesser in guessers} == {b"HTTP/1.1 401 Unauthorized"}
 
 
 @pytest.fixture(scope="module")
@@ -311,23 +311,31 @@ def test_096_four_workers_with_redis_let_the_limit_through_once(start_gate: Call
             "LENSGATE_SECURITY__TIERS": '{"standard": {"images": "10/hour", "in_flight": 64}}',
         },
     )
-    with caller_at(service, "127.0.0.2") as caller:
-        bearer = {"Authorization": f"Bearer {get_token(caller, new_client(service))}"}
+    # Where the machine is so busy that Redis does not answer within its 50 ms, a worker counts for itself, and says so: once more then.
+    for attempt in range(5):
+        before = len(service.log)
+        with caller_at(service, "127.0.0.2") as caller:
+            bearer = {"Authorization": f"Bearer {get_token(caller, new_client(service))}"}
+        codes, told_images = ask_many(service, f"127.0.2.{attempt + 1}", bearer)
+        if not any(line["event"] == "rate_limit_storage_lost" for line in service.log[before:]):
+            break
+    assert (codes.count(200), codes.count(429)) == (10, 70)
+    assert told_images == 60  # of the 80, the client's limit refused 50 and the address's 20
+    workers = {line["worker_pid"] for line in service.log if line["event"] == "request" and line["route"] == "/models"}
+    assert len(workers) > 1
+
+
+def ask_many(service: Service, address: str, bearer: dict[str, str]) -> tuple[list[int], int]:
+    """80 requests, each on a connection of its own, so that they meet all workers."""
 
     def ask(_: int) -> tuple[int, str]:
-        with caller_at(service, "127.0.0.3") as caller:  # a connection each: they meet all workers
+        with caller_at(service, address) as caller:
             answer = caller.get("/models", headers=bearer)
             return answer.status_code, str(answer.headers["ratelimit"])
 
-    with ThreadPoolExecutor(8) as callers:
+    with ThreadPoolExecutor(4) as callers:
         answers = list(callers.map(ask, range(80)))
-    codes = [code for code, _ in answers]
-    assert codes.count(200) == 10
-    assert codes.count(429) == 70
-    # Of the 80, the client's limit refused 50 and the address's 20.
-    assert sum('"images"' in limits for _, limits in answers) == 60
-    workers = {line["worker_pid"] for line in service.log if line["event"] == "request" and line["route"] == "/models"}
-    assert len(workers) > 1
+    return [code for code, _ in answers], sum('"images"' in limits for _, limits in answers)
 
 
 def test_096_more_than_one_worker_without_redis_stops_the_start_and_says_why(tmp_path: Path) -> None:

@@ -130,6 +130,28 @@ async def test_112_a_redis_that_hangs_costs_one_bounded_wait_and_the_loop_is_nev
     assert is_lost(rates)
 
 
+async def test_a_worker_that_loses_redis_goes_on_from_what_it_was_told(redis: RedisServer, rates: RateLimiter) -> None:
+    other = RateLimiter(redis.url)
+    await other.start()
+    assert await admitted(other, 7) == 7
+    assert await admitted(rates, 1) == 1
+    redis.stop()
+    assert await admitted(rates, 25) == 2
+    await other.aclose()
+
+
+async def test_a_redis_that_is_lost_again_and_again_is_looked_for_less_often(redis: RedisServer, rates: RateLimiter) -> None:
+    pauses_s = []
+    for _ in range(4):
+        redis.empty()  # it has forgotten the scripts
+        await asyncio.gather(*[rates.take(IMAGES, "k") for _ in range(20)])
+        assert is_lost(rates)
+        pauses_s.append(rates._pause_s)
+        await rates.start()
+        assert not is_lost(rates)
+    assert pauses_s[1:] == [2 * pause_s for pause_s in pauses_s[:-1]]
+
+
 async def test_a_wait_that_was_spent_is_not_spent_again(redis: RedisServer, rates: RateLimiter) -> None:
     spent = Patience(0.0)
     redis.hang()

@@ -91,3 +91,13 @@ async def test_a_key_can_be_forgotten(clock: Clock) -> None:
     await taken(windows, 10)
     await windows.clear_sliding_window("k", 60)
     assert await taken(windows, 25) == 10
+
+
+async def test_what_another_storage_has_counted_can_be_gone_on_from(clock: Clock) -> None:
+    windows = MemoryWindows(clock=clock)
+    windows.remember("k", 60, 7)
+    assert await taken(windows, 25) == 3
+    clock.now_s = 1050.0  # the window turned at 1020: half of the 10 still weighs
+    windows.remember("k", 60, 7)
+    assert (await windows.get_sliding_window("k", 60))[2] == 2
+    assert await taken(windows, 25) == 3
