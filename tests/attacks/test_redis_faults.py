@@ -87,10 +87,10 @@ def test_112_a_redis_that_hangs_never_blocks_the_loop(service: Service, redis: R
     assert sorted(took_s)[len(took_s) // 2] < _PENALTY_S / 2
     assert caller.get("/livez").status_code == caller.get("/readyz").status_code == 200
     # The token endpoint's own limits (slowapi) wait for it no more than the others do.
-    answer = caller.post("/oauth2/token", data={"grant_type": "client_credentials"})
-    assert answer.status_code == 401
-    line = service.wait_for("request", request_id=answer.headers["x-request-id"], timeout_s=5)
-    assert line["duration_ms"] / 1000 < _PENALTY_S * 2
+    answers = [caller.post("/oauth2/token", data={"grant_type": "client_credentials"}) for _ in range(3)]
+    assert {answer.status_code for answer in answers} == {401}
+    lines = [service.wait_for("request", request_id=answer.headers["x-request-id"], timeout_s=5) for answer in answers]
+    assert min(line["duration_ms"] for line in lines) / 1000 < _PENALTY_S
 
 
 def test_113_a_redis_that_is_back_is_used_again_within_32_s(service: Service, redis: RedisServer, caller: httpx.Client, well: int) -> None:
