@@ -105,6 +105,8 @@ def clients_create(
 
     Example: lensgate clients create my-app --scope predict
     """
+    if tier not in load_settings().security.tiers:
+        raise ConfigurationError(f"there is no tier {tier!r} in LENSGATE_SECURITY__TIERS")
     created = with_registry(lambda registry: registry.create(name, scope, tier=tier))
     _show_secret(created, as_json, f"Made the client {created.name}.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -33,8 +34,9 @@ def main() -> None:
     """Serve until SIGTERM or the supervisor's end; exit code 78 when the model cannot be served as configured."""
     config = read_config()
     configure_logging(config["log"]["level"], config["log"]["format"])
-    # torch makes this folder as soon as it is loaded; here it goes with the supervisor's.
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(config["socket"]).with_suffix(".inductor")))
+    # torch makes this folder as soon as it is loaded; here it goes with the process.
+    cache_dir = Path(config["socket"]).with_suffix(".inductor")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_dir)
     code = 0
     try:
         uvloop.run(_run(config))
@@ -44,6 +46,7 @@ def main() -> None:
     except Exception:  # noqa: BLE001  logged in our form; the supervisor starts another engine
         structlog.get_logger().exception("engine_failed")
         code = 1
+    shutil.rmtree(cache_dir, ignore_errors=True)
     sys.stdout.flush()
     sys.stderr.flush()
     # The device thread may be deep in a forward pass or a download, where an ordinary exit would wait or crash.

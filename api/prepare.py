@@ -61,13 +61,16 @@ def _check_tls(http: HttpSettings) -> None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(http.tls_cert, http.tls_key, password=_no_password)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "they are not a PEM certificate and its key"
+        if isinstance(error, ssl.SSLError):
+            reason = "they are not a PEM certificate and its key"
+        else:
+            reason = str(error.strerror) if isinstance(error, OSError) else str(error)
         raise ConfigurationError(f"LENSGATE_HTTP__TLS_CERT and LENSGATE_HTTP__TLS_KEY cannot be used: {reason}") from error
 
 
 def _no_password() -> str:
     # Without this OpenSSL would ask on the terminal, and a service would hang.
-    raise ValueError("an encrypted key")
+    raise ValueError("the key is encrypted, and nobody is there to give its password")
 
 
 def _check_limit_storage(settings: Settings) -> None:

@@ -116,6 +116,12 @@ class HttpSettings(BaseModel):
             raise ValueError("TLS_CERT and TLS_KEY go together")
         return self
 
+    @model_validator(mode="after")
+    def _drains_within_the_grace(self) -> Self:
+        if self.drain_pause_s >= self.grace_s:
+            raise ValueError("DRAIN_PAUSE_S is a part of GRACE_S and must be shorter")
+        return self
+
     @property
     def is_loopback(self) -> bool:
         """True when nobody but this machine can connect."""
@@ -244,8 +250,12 @@ def _masked(value: object) -> str:
     if isinstance(value, SecretStr):
         # Imported here: an API worker reads its settings without it.
         from sqlalchemy.engine import make_url
+        from sqlalchemy.exc import ArgumentError
 
-        url = make_url(value.get_secret_value())
+        try:
+            url = make_url(value.get_secret_value())
+        except (ArgumentError, ValueError):
+            return "***"  # an unescaped @ or : in the password: no telling which part of it is the secret
         in_query = {name: "***" for name in url.query if "password" in name.lower()}
         return url.update_query_dict(in_query).render_as_string(hide_password=True)
     if isinstance(value, dict):

@@ -21,6 +21,7 @@ from inference.settings import InferenceSettings
 
 _ENGINE_STOP_S: Final = 2.0
 """What is kept of the grace period for the engine to end, after the API workers have."""
+_BACKLOG: Final = 2048
 _UNIX_PATH_MAX_BYTES: Final = 100
 """`sun_path` holds 108 bytes on Linux and 104 on macOS."""
 
@@ -44,6 +45,8 @@ def bind(http: HttpSettings) -> socket.socket:
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(http.host != "::"))
         listener.bind(address)
+        # From now on callers wait in the backlog for the first worker, instead of being refused.
+        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:

@@ -34,7 +34,7 @@ from security.revocation import RevocationView
 from security.tokens import TokenIssuer, TokenVerifier
 from security.trusted_issuers import TrustedIssuers
 
-_MAX_WAITING_DECODES_PER_THREAD: Final = 8
+_MAX_WAITING_DECODES_PER_THREAD: Final = 32
 
 
 @asynccontextmanager

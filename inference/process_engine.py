@@ -36,6 +36,7 @@ class _Link:
         self._max_pending = max_pending
         self._frames: FrameProtocol | None = None
         self._lost = asyncio.Event()
+        self._ending = False
 
     async def keep(self) -> None:
         """Connect, and connect again whenever the engine comes back, until cancelled."""
@@ -55,6 +56,9 @@ class _Link:
             pause_s = _RECONNECT_MIN_S
             try:
                 await self._lost.wait()
+            except asyncio.CancelledError:
+                self._ending = True
+                raise
             finally:
                 frames.close()
 
@@ -97,7 +101,8 @@ class _Link:
         for future in held.values():
             if not future.done():
                 future.set_exception(EngineUnavailable("The engine stopped while it held this picture."))
-        _log.warning("engine_connection_lost", held=len(held))
+        if not self._ending:
+            _log.warning("engine_connection_lost", held=len(held))
         self._lost.set()
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class InferenceSettings(BaseModel):
@@ -55,6 +56,11 @@ class InferenceSettings(BaseModel):
         le=500_000_000,
         description="The most pixels (width x height) that a picture's header may promise; more is answered 413.",
     )
+
+    @field_validator("labels")
+    @classmethod
+    def _expand_home(cls, value: Path | None) -> Path | None:
+        return None if value is None else Path(os.path.expanduser(value))  # noqa: PTH111  Path's own raises for an unknown user
 
     @property
     def weights_path(self) -> Path | None:

@@ -20,7 +20,9 @@ router = APIRouter(route_class=DirectRoute, include_in_schema=False)
 
 _START: Final = (
     'SwaggerUIBundle({url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true, validatorUrl: null,'
-    " presets: [SwaggerUIBundle.presets.apis]})"
+    " presets: [SwaggerUIBundle.presets.apis],"
+    # Without this a wrong secret at *Authorize* (401 with a Basic challenge) makes the browser ask for a password of its own.
+    ' requestInterceptor: (request) => Object.assign(request, {credentials: "omit"})})'
 )
 _PAGE: Final = f"""<!doctype html>
 <html lang="en">

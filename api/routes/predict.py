@@ -32,7 +32,7 @@ router = APIRouter(route_class=DirectRoute, tags=["predictions"])
 
 DEFAULT_TOP_K: Final = 5
 MAX_TOP_K: Final = 100
-_BATCH_CONCURRENCY: Final = 16
+_BATCH_CONCURRENCY: Final = 8
 """How many pictures of one batch are decoded or in the engine's queue at once, so that one request cannot take all of either."""
 
 _BINARY: Final = {"type": "string", "format": "binary"}
@@ -118,7 +118,7 @@ async def predict_batch(request: Request) -> Response:
     pictures = await read_pictures(request, max_images=http.max_batch_images, max_bytes=http.max_body_bytes)
     if len(pictures) > 1:  # the client limit took one before the body
         await take_images(request.scope, services.rates, services.revocations, services.tiers, len(pictures) - 1)
-    permits = asyncio.Semaphore(_BATCH_CONCURRENCY)
+    permits = asyncio.Semaphore(min(_BATCH_CONCURRENCY, services.settings.inference.queue_size))
 
     async def classify(picture: bytes | Exception) -> Prediction | Exception:
         async with permits:

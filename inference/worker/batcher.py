@@ -16,7 +16,7 @@ from inference.types import Pixels
 from inference.worker.queue import Entry, FairQueue
 
 _SMOOTHING: Final = 0.2
-"""The weight of the newest batch in the running mean of seconds an image."""
+"""The weight of the newest batch in the running mean of its size."""
 
 _log: Final = structlog.get_logger()
 
@@ -46,7 +46,7 @@ class Batcher:
 
     Args:
         deliver: called on that thread, once a batch, with the answer of each of its pictures.
-        seconds_per_image: the pace measured at warm-up, from which the running mean starts.
+        seconds_per_batch: what a full batch took at warm-up, from which the running means start.
         self_test_every_s: how often the device must prove that it still computes as it did at warm-up.
     """
 
@@ -56,13 +56,14 @@ class Batcher:
         model: BatchModel,
         *,
         deliver: Callable[[Answers], None],
-        seconds_per_image: float,
+        seconds_per_batch: float,
         self_test_every_s: float = 30.0,
     ) -> None:
         self._queue = queue
         self._model = model
         self._deliver = deliver
-        self._seconds_per_image = seconds_per_image
+        # By batch size: a batch of one takes more time an image than a full one, so its pace says nothing of a full queue's.
+        self._seconds_by_size = [seconds_per_batch] * (model.max_batch + 1)
         self._self_test_every_s = self_test_every_s
         self._running = 0
 
@@ -74,8 +75,9 @@ class Batcher:
         return None
 
     def predicted_wait_s(self) -> float:
-        """How long a picture that came now would wait for its batch to start, from the measured pace of the device."""
-        return (len(self._queue) + self._running) * self._seconds_per_image
+        """How long a picture that came now would wait for its batch to start, from the measured times of the device."""
+        running_s = self._seconds_by_size[self._running] if self._running else 0.0
+        return running_s + len(self._queue) // self._model.max_batch * self._seconds_by_size[self._model.max_batch]
 
     def run(self) -> None:
         """Run batches until the queue is closed. Blocks; call it on the thread that owns the device.
@@ -106,7 +108,7 @@ class Batcher:
         finally:
             self._running = 0
         elapsed_s = (time.monotonic_ns() - started_ns) / 1e9
-        self._seconds_per_image += _SMOOTHING * (elapsed_s / len(batch) - self._seconds_per_image)
+        self._seconds_by_size[len(batch)] += _SMOOTHING * (elapsed_s - self._seconds_by_size[len(batch)])
         ids, scores = class_ids.tolist(), probabilities.tolist()
         infer_ms = elapsed_s * 1e3
         self._deliver(

@@ -89,7 +89,7 @@ def _load_and_run(candidates: Sequence[InferenceSettings], server: EngineServer,
     blank = [np.zeros((side, side, 3), np.uint8)] * model.max_batch
     paced_from_s = time.monotonic()
     model.infer(blank)
-    batcher = Batcher(queue, model, deliver=server.deliver, seconds_per_image=(time.monotonic() - paced_from_s) / model.max_batch)
+    batcher = Batcher(queue, model, deliver=server.deliver, seconds_per_batch=time.monotonic() - paced_from_s)
     server.admit = batcher.admit
     server.publish(EngineStatus(phase="ready", models=(model.info,)))
     _log.info(

@@ -103,3 +103,15 @@ def test_the_issuer_is_where_clients_reach_us(monkeypatch: pytest.MonkeyPatch, e
 def test_loopback_is_known(monkeypatch: pytest.MonkeyPatch, host: str, is_loopback: bool) -> None:
     monkeypatch.setenv("LENSGATE_HTTP__HOST", host)
     assert load_settings().http.is_loopback is is_loopback
+
+
+def test_a_drain_pause_as_long_as_the_grace_period_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LENSGATE_HTTP__DRAIN_PAUSE_S", "10")
+    monkeypatch.setenv("LENSGATE_HTTP__GRACE_S", "10")
+    with pytest.raises(ConfigurationError, match="DRAIN_PAUSE_S is a part of GRACE_S"):
+        load_settings()
+
+
+def test_a_database_url_that_cannot_be_taken_apart_is_masked_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LENSGATE_SECURITY__DATABASE_URL", "postgresql+asyncpg://u:hunter:2@h:port/d")
+    assert effective(load_settings())["LENSGATE_SECURITY__DATABASE_URL"] == "***"

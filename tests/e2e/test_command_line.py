@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trustme
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat, load_pem_private_key
 from typer.testing import CliRunner
 
 from api.cli import app
@@ -127,6 +129,20 @@ def test_a_client_from_its_making_to_its_end(lensgate: Run) -> None:
     assert lensgate("clients", "delete", "my app").returncode == 0
     assert json.loads(lensgate("clients", "list", "--json").stdout) == []
     assert "no such client" in error_of(lensgate("clients", "show", "my app"))
+
+
+def test_an_unknown_tier_is_refused_by_name(lensgate: Run) -> None:
+    assert "no tier 'gold'" in error_of(lensgate("clients", "create", "app", "--scope", "predict", "--tier", "gold"))
+
+
+def test_an_encrypted_key_is_called_by_its_name(lensgate: Run, tmp_path: Path) -> None:
+    certificate = trustme.CA().issue_cert("127.0.0.1")
+    certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    key = load_pem_private_key(certificate.private_key_pem.bytes(), None)
+    encrypted = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+    (tmp_path / "key.pem").write_bytes(encrypted)
+    settings = {"LENSGATE_HTTP__PORT": "0", "LENSGATE_HTTP__TLS_CERT": "cert.pem", "LENSGATE_HTTP__TLS_KEY": "key.pem"}
+    assert "the key is encrypted" in error_of(lensgate("serve", environment=settings))
 
 
 def test_an_unknown_scope_is_refused_by_name(lensgate: Run) -> None:

@@ -19,7 +19,7 @@ from inference.ipc import FrameProtocol, Predict
 from inference.process_engine import ProcessEngine
 from inference.types import EngineStatus, ModelInfo, Pixels, Preprocessing
 from inference.worker.batcher import Batcher
-from inference.worker.queue import FairQueue
+from inference.worker.queue import Entry, FairQueue
 from inference.worker.server import EngineServer
 
 SIDE = 8
@@ -72,12 +72,12 @@ class EchoModel:
 class Stand:
     """An engine server on a socket, with its device thread, as `inference.worker.process` puts them together."""
 
-    def __init__(self, path: Path, model: EchoModel, *, queue_size: int = 64, seconds_per_image: float = 0.0) -> None:
+    def __init__(self, path: Path, model: EchoModel, *, queue_size: int = 64, seconds_per_batch: float = 0.0) -> None:
         self.path = path
         self.model = model
         self.queue = FairQueue(queue_size)
         self.server = EngineServer(self.queue)
-        self.batcher = Batcher(self.queue, model, deliver=self.server.deliver, seconds_per_image=seconds_per_image)
+        self.batcher = Batcher(self.queue, model, deliver=self.server.deliver, seconds_per_batch=seconds_per_batch)
         self._thread = threading.Thread(target=self.batcher.run, daemon=True)
 
     async def start(self) -> None:
@@ -238,7 +238,7 @@ async def test_a_full_queue_is_refused_at_once(tmp_path: Path) -> None:
 
 
 async def test_a_wait_predicted_past_the_deadline_is_refused_at_once_with_its_length(tmp_path: Path) -> None:
-    stand = Stand(tmp_path / "s", EchoModel(), seconds_per_image=7.0)
+    stand = Stand(tmp_path / "s", EchoModel(), seconds_per_batch=7.0)
     await stand.start()
     engine = ProcessEngine([stand.path], max_pending=64)
     engine.start()
@@ -313,7 +313,7 @@ async def test_a_picture_of_another_size_fails_alone(stand: Stand, engine: Proce
 
 def test_the_device_proves_itself_while_nothing_is_asked_and_ends_the_run_when_it_cannot() -> None:
     model = EchoModel()
-    batcher = Batcher(FairQueue(1), model, deliver=lambda _: None, seconds_per_image=0.0, self_test_every_s=0.001)
+    batcher = Batcher(FairQueue(1), model, deliver=lambda _: None, seconds_per_batch=0.0, self_test_every_s=0.001)
     ended: list[Exception] = []
 
     def work() -> None:
@@ -329,3 +329,13 @@ def test_the_device_proves_itself_while_nothing_is_asked_and_ends_the_run_when_i
     model.broken = True
     thread.join(30)
     assert [str(error) for error in ended] == ["other numbers"]
+
+
+def test_the_predicted_wait_counts_whole_batches_before_this_one() -> None:
+    queue = FairQueue(64)
+    batcher = Batcher(queue, EchoModel(max_batch=4), deliver=lambda _: None, seconds_per_batch=3.0)
+    waits = []
+    for number in range(9):
+        waits.append(batcher.predicted_wait_s())
+        assert batcher.admit(Entry(number, number, picture(number), 1, 2**62, "c", lambda _: None)) is None
+    assert waits == [0.0] * 4 + [3.0] * 4 + [6.0]
