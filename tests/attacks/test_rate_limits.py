@@ -41,7 +41,11 @@ def limited(start_gate: Callable[..., Service]) -> Service:
             "LENSGATE_HTTP__TRUSTED_PROXIES": "127.0.0.250",
             "LENSGATE_HTTP__CORS_ORIGINS": "https://app.example.com",
             "LENSGATE_SECURITY__TIERS": json.dumps(
-                {"standard": {"images": f"{IMAGES}/hour", "in_flight": 2}, "gold": {"images": "40/hour", "in_flight": 8}}
+                {
+                    "standard": {"images": f"{IMAGES}/hour", "in_flight": 2},
+                    "gold": {"images": "40/hour", "in_flight": 8},
+                    "edge": {"images": "10/10 seconds", "in_flight": 8},
+                }
             ),
         }
     )
@@ -186,6 +190,21 @@ def test_099_another_path_or_query_is_the_same_bucket(limited: Service, caller: 
         path = ("/models", f"/models?{number}", f"/nowhere/{number}", "/MODELS")[number % 4]
         assert caller.get(path, headers=bearer).status_code in {200, 404}
     assert caller.get("/models?fresh", headers=bearer).status_code == 429
+
+
+def test_100_around_the_edge_of_a_window_hardly_more_than_the_limit_gets_through(limited: Service, caller: httpx.Client) -> None:
+    bearer = {"Authorization": f"Bearer {get_token(caller, new_client(limited, 'edge'))}"}
+    deadline_s = time.monotonic() + 20  # the registry is polled
+    while '"images";q=10;w=10' not in caller.get("/nowhere", headers=bearer).headers["ratelimit-policy"]:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.5)
+    # Windows turn at multiples of their width of the monotonic clock, which is one for the whole machine.
+    edge_s = (time.monotonic() // 10 + 2) * 10
+    time.sleep(max(0.0, edge_s - 1 - time.monotonic()))
+    before = statuses(caller, 15, headers=bearer).count(404)
+    time.sleep(max(0.0, edge_s + 0.05 - time.monotonic()))
+    after = statuses(caller, 25, headers=bearer).count(404)
+    assert before + after <= 10 + 2 + max(0.0, time.monotonic() - edge_s)  # one a second becomes free as the old window fades
 
 
 def test_101_the_refusal_goes_out_before_the_body_is_read(limited: Service, caller: httpx.Client) -> None:
