@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
-from security.claims import scopes
-from security.errors import InvalidToken
-from security.key_ring import KeyStore
+from security.claims import audiences, scopes, seconds, text
+from security.compact_jws import unverified_issuer
+from security.errors import InvalidToken, KeysError
+from security.key_ring import KeyRing, KeyStore, publication_delay_s
 from security.keys import create_key
 from security.strict_json import read_object
-from security.tokens import TokenIssuer
+from security.tokens import TokenIssuer, TokenVerifier
+from security.verified_tokens import validity
 
 NOW = 1_800_000_000.0
 
@@ -66,3 +70,71 @@ async def test_new_keys_are_named_in_the_log(keys_dir: Path) -> None:
         await store.refresh()
     assert [(event["event"], event["kids"]) for event in events] == [("keys_reloaded", [key.kid for key in store.ring.keys])]
     assert len(store.ring.keys) == 2
+
+
+@pytest.mark.parametrize(("value", "good"), [("", False), ("x", True), ("x" * 255, True), ("x" * 256, False)])
+def test_a_claim_has_one_to_255_characters(value: str, good: bool) -> None:
+    if good:
+        assert text({"sub": value}, "sub") == value
+    else:
+        with pytest.raises(InvalidToken):
+            text({"sub": value}, "sub")
+
+
+@pytest.mark.parametrize(("value", "good"), [(-1, False), (0, True), (2**53 - 1, True), (2**53, False), (True, False), (1.0, False)])
+def test_a_time_is_a_whole_number_that_every_reader_keeps_exact(value: object, good: bool) -> None:
+    if good:
+        assert seconds({"iat": value}, "iat") == value
+    else:
+        with pytest.raises(InvalidToken):
+            seconds({"iat": value}, "iat")
+
+
+def test_a_token_may_have_thirty_two_audiences_and_no_more() -> None:
+    names = [f"service{number}" for number in range(33)]
+    assert audiences({"aud": names[:32]}) == names[:32]
+    with pytest.raises(InvalidToken):
+        audiences({"aud": names})
+
+
+@pytest.mark.parametrize(("lifetime_s", "good"), [(0, False), (1, True), (60, True), (61, False)])
+def test_a_token_lives_for_a_second_at_least_and_no_longer_than_it_may(lifetime_s: int, good: bool) -> None:
+    claims: dict[str, object] = {"iat": 1000, "exp": 1000 + lifetime_s}
+    if good:
+        assert validity(claims, max_lifetime_s=60) == (1000, 1000 + lifetime_s)
+    else:
+        with pytest.raises(InvalidToken):
+            validity(claims, max_lifetime_s=60)
+
+
+@pytest.mark.parametrize("issuer", [None, 5, ["https://gate.test"], {"a": 1}, True])
+def test_an_unverified_issuer_that_is_no_text_is_none(issuer: object) -> None:
+    """It is looked up in a table: what cannot be a key of it must not get there."""
+    payload = base64.urlsafe_b64encode(json.dumps({"iss": issuer}).encode()).rstrip(b"=").decode()
+    assert unverified_issuer(f"e30.{payload}.e30") is None
+
+
+async def test_a_token_is_forgotten_as_soon_as_its_key_is_withdrawn(keys_dir: Path) -> None:
+    store = KeyStore(keys_dir, poll_s=0.1)
+    verifier = TokenVerifier(store, issuer="https://gate.test", audience="lensgate", clock_skew_s=0)
+    token = TokenIssuer(store, issuer="https://gate.test", audience="lensgate", ttl_s=600).issue("client", (), NOW).token
+    verifier.verify(token, NOW)
+    assert verifier.remembers(token)
+    [old] = keys_dir.glob("*.pem")
+    create_key(keys_dir, created_at=NOW)
+    old.unlink()
+    await store.refresh()
+    with pytest.raises(InvalidToken):
+        verifier.verify(token, NOW)
+    assert not verifier.remembers(token)
+
+
+def test_a_new_key_waits_for_two_polls_and_a_margin() -> None:
+    assert publication_delay_s(2.0) == 9.0
+
+
+def test_what_is_wrong_with_the_keys_folder_is_said_to_the_operator(tmp_path: Path) -> None:
+    with pytest.raises(KeysError, match=r"^The keys folder holds no key: make one with `lensgate keys rotate`\.$"):
+        KeyRing([], publication_delay_s=0)
+    with pytest.raises(KeysError, match="nowhere"):
+        KeyStore(tmp_path / "nowhere", poll_s=0.1)
