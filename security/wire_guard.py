@@ -137,7 +137,7 @@ class WireGuard:
             What to answer.
         """
         answer = self._render(refusal.code, refusal.detail, target, headers)
-        cause = {} if refusal.__cause__ is None else {"cause": str(refusal.__cause__)}
+        cause = {} if refusal.cause is None else {"cause": refusal.cause}
         _log.info(
             "request_refused",
             code=refusal.code,

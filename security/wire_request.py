@@ -21,13 +21,21 @@ _MAX_LENGTH_DIGITS: Final = 20
 
 
 class WireRefusal(Exception):
-    """A request that is answered by the guard itself. `code` is the problem's, `detail` is public, `reason` is a fixed word for the log."""
+    """A request that is answered by the guard itself.
 
-    def __init__(self, code: str, detail: str, reason: str) -> None:
+    Args:
+        code: the problem's.
+        detail: public text.
+        reason: a fixed word, for the log.
+        cause: what the parser says, for the log.
+    """
+
+    def __init__(self, code: str, detail: str, reason: str, cause: str | None = None) -> None:
         super().__init__(detail)
         self.code = code
         self.detail = detail
         self.reason = reason
+        self.cause = cause
 
 
 class Head(NamedTuple):
@@ -38,9 +46,9 @@ class Head(NamedTuple):
     has_body: bool
 
 
-def malformed(detail: str, reason: str) -> WireRefusal:
+def malformed(detail: str, reason: str, cause: str | None = None) -> WireRefusal:
     """A request that is not valid HTTP."""
-    return WireRefusal("malformed_body", detail, reason)
+    return WireRefusal("malformed_body", detail, reason, cause)
 
 
 def check_head(method: bytes, version: str, target: bytes, headers: list[tuple[bytes, bytes]]) -> Head:

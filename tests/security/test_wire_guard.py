@@ -1,0 +1,261 @@
+"""The wire guard in one process: a small ASGI app behind it, on a real socket, with deadlines that a test can wait for."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import socket
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+import uvloop
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope, Send
+
+from security import wire_guard
+from security.errors import SecurityError
+from security.wire_guard import Answer, WireGuard, WireLimits
+from security.wire_protocol import guarded_protocol
+from support.raw_http import ConnectionClosed, RawConnection
+
+LIMITS = WireLimits(header_timeout_s=0.6, body_timeout_s=0.6, max_header_bytes=2048, drain_s=2.0)
+WAIT_S = 10.0
+STATUSES = {"malformed_body": 400, "slow_client": 408, "uri_too_long": 414, "headers_too_large": 431, "not_ready": 503}
+
+
+class App:
+    """Answers with the size of the body; `/hang` waits for ever, `/deaf` hears of nothing, `/early` answers before it reads."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.ended: list[object] = []
+        self.running = threading.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        self.started.append(path)
+        self.running.set()
+        try:
+            if path == "/early":
+                await answer(send, 413, b"")
+            size = 0
+            async for chunk in Request(scope, receive).stream():
+                size += len(chunk)
+            while path == "/hang" and (await receive())["type"] != "http.disconnect":
+                pass
+            if path == "/deaf":
+                await asyncio.sleep(60)
+            if path != "/early":
+                await answer(send, 200, str(size).encode() if path != "/large" else bytes(8_000_000))
+        except SecurityError as error:
+            self.ended.append(error.__class__.__name__)
+            await answer(send, 408 if error.__class__.__name__ == "SlowClient" else 400, b"")
+        except ClientDisconnect:
+            self.ended.append("ClientDisconnect")
+        except asyncio.CancelledError:
+            self.ended.append("CancelledError")
+            raise
+        else:
+            self.ended.append(path)
+
+
+async def answer(send: Send, status: int, body: bytes) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", str(len(body)).encode())]})
+    await send({"type": "http.response.body", "body": body})
+
+
+class Guarded:
+    """A running server."""
+
+    def __init__(self) -> None:
+        self.app, self.refused = App(), list[str]()
+        guard = WireGuard(LIMITS, self._render, self.refused.append)
+        config = uvicorn.Config(
+            self.app, http=guarded_protocol(guard), lifespan="off", log_config=None, server_header=False, timeout_graceful_shutdown=2
+        )
+        self._server = uvicorn.Server(config)
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=lambda: uvloop.run(self._server.serve([listener])))
+        self._thread.start()
+
+    def _render(self, code: str, detail: str, target: bytes, headers: object) -> Answer:
+        return Answer(STATUSES[code], [(b"x-code", code.encode())], b"", "id")
+
+    def connect(self, **options: Any) -> RawConnection:  # noqa: ANN401 # RawConnection's own
+        return RawConnection(self.url, timeout_s=WAIT_S, **options)
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+
+    def wait(self) -> None:
+        self._thread.join(WAIT_S)
+        assert not self._thread.is_alive()
+
+    def connections(self) -> int:
+        return len(self._server.server_state.connections)
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline_s = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Guarded]:
+    monkeypatch.setattr(wire_guard, "SWEEP_S", 0.05)
+    server = Guarded()
+    yield server
+    server.stop()
+    server.wait()
+
+
+def test_every_refusal_is_counted_by_its_code(guarded: Guarded) -> None:
+    for sent, code in (
+        (b"", "silent"),
+        (b"GET / HT", "slow_client"),
+        (b"GET / HTTP/1.1\r\n\r\n", "malformed_body"),
+        (b"GET /" + b"a" * 9000, "uri_too_long"),
+        (b"GET / HTTP/1.1\r\nX: " + b"a" * 3000 + b"\r\n\r\n", "headers_too_large"),
+    ):
+        with guarded.connect() as connection:
+            connection.send(sent)
+            connection.closed_after_s()
+        assert guarded.refused[-1] == code
+    assert guarded.app.started == []
+
+
+def test_a_client_that_does_not_read_its_answer_is_cut_off(guarded: Guarded) -> None:
+    with guarded.connect(receive_buffer_bytes=4096) as connection:
+        connection.request("GET", "/large")
+        wait_for(lambda: guarded.refused == ["unread"])
+        wait_for(lambda: not guarded.connections())
+
+
+def test_a_client_that_reads_slowly_but_steadily_gets_its_whole_answer(guarded: Guarded) -> None:
+    with guarded.connect(receive_buffer_bytes=65_536) as connection:
+        connection.request("GET", "/large")
+        began_s, received = time.monotonic(), 0
+        while received < 8_000_000:
+            received += len(connection.socket.recv(200_000))
+            time.sleep(0.01)
+        assert time.monotonic() - began_s > LIMITS.body_timeout_s
+    assert guarded.refused == []
+
+
+def test_of_many_pipelined_requests_a_bounded_number_is_served_and_the_connection_ends(guarded: Guarded) -> None:
+    with guarded.connect() as connection:
+        connection.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 5000)
+        assert [connection.answer().status for _ in range(17)] == [200] * 17
+        with pytest.raises(ConnectionClosed):
+            connection.answer()
+    assert len(guarded.app.started) == 17
+
+
+def test_pipelined_uploads_in_one_piece_are_told_apart(guarded: Guarded) -> None:
+    bodies = [bytes(150_000), bytes(3), bytes(70_000)]
+    with guarded.connect() as connection:
+        connection.send(
+            b"".join(
+                b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n" % len(body) + body + b"\r\n0\r\n\r\n"
+                for body in bodies
+            )
+        )
+        assert [int(connection.answer().body) for _ in bodies] == [150_000, 3, 70_000]
+
+
+def test_a_body_that_turns_malformed_reaches_the_app_as_an_error(guarded: Guarded) -> None:
+    with guarded.connect() as connection:
+        connection.request("POST", "/", "Transfer-Encoding: chunked", body=b"3\r\nabc\r\nnonsense\r\n")
+        assert connection.answer().status == 400
+        assert connection.closed_after_s() < WAIT_S
+    assert guarded.app.ended == ["MalformedRequest"]
+
+
+def test_a_body_that_turns_malformed_after_its_answer_gets_no_second_one(guarded: Guarded) -> None:
+    with guarded.connect() as connection:
+        connection.request("POST", "/early", "Transfer-Encoding: chunked", body=b"3\r\nabc\r\n")
+        assert connection.answer().status == 413
+        connection.push(100, piece=b"nonsense\r\n")
+        with pytest.raises(ConnectionClosed):
+            connection.answer()
+
+
+def test_the_app_hears_of_a_client_that_leaves_in_its_upload(guarded: Guarded) -> None:
+    with guarded.connect() as connection:
+        connection.request("POST", "/", "Content-Length: 100", body=b"half")
+        guarded.app.running.wait(WAIT_S)
+    wait_for(lambda: guarded.app.ended == ["ClientDisconnect"])
+
+
+@pytest.mark.parametrize("kind", ["stalled", "malformed", "left", "refused head"])
+def test_nothing_of_a_refused_request_waits_for_the_garbage_collector(guarded: Guarded, kind: str) -> None:
+    def attack() -> None:
+        with guarded.connect() as connection:
+            if kind == "refused head":
+                connection.send(b"GET / HTTP/1.1\r\nX: " + b"a" * 3000 + b"\r\n\r\n")
+            elif kind == "malformed":
+                connection.request("POST", "/", "Transfer-Encoding: chunked")
+                connection.send(b"%x\r\n" % 1_000_000 + bytes(1_000_000) + b"\r\nnonsense\r\n")
+            else:
+                connection.request("POST", "/", "Content-Length: 2000000", body=bytes(1_000_000))
+            if kind != "left":
+                connection.answer()
+        wait_for(lambda: not guarded.connections())
+
+    attack()
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(4):
+            attack()
+        wait_for(lambda: tracemalloc.get_traced_memory()[0] - before < 200_000)
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+
+
+def test_shutdown_serves_the_request_that_is_on_its_way_on_an_idle_connection(guarded: Guarded) -> None:
+    with guarded.connect() as connection, guarded.connect() as idle:
+        connection.request("GET", "/")
+        assert connection.answer().status == 200
+        guarded.stop()
+        time.sleep(0.3)  # the request's way through the network
+        connection.request("GET", "/")
+        late = connection.answer()
+        assert (late.status, late.header("connection")) == (200, "close")
+        assert idle.closed_after_s() < LIMITS.drain_s
+    guarded.wait()
+
+
+def test_shutdown_answers_503_for_an_app_that_takes_too_long_and_tells_it(guarded: Guarded, caplog: pytest.LogCaptureFixture) -> None:
+    with guarded.connect() as connection, caplog.at_level(logging.WARNING):
+        connection.request("GET", "/hang")
+        guarded.app.running.wait(WAIT_S)
+        guarded.stop()
+        answer = connection.answer()
+        assert (answer.status, answer.header("x-code"), answer.header("connection")) == (503, "not_ready", "close")
+        guarded.wait()
+    assert guarded.app.ended == ["/hang"]
+    assert caplog.records == []
+
+
+def test_an_app_that_is_cancelled_at_the_end_of_the_grace_period_is_no_error(guarded: Guarded, caplog: pytest.LogCaptureFixture) -> None:
+    with guarded.connect() as connection, caplog.at_level(logging.WARNING):
+        connection.request("GET", "/deaf")
+        guarded.app.running.wait(WAIT_S)
+        guarded.stop()
+        assert connection.answer().status == 503
+        guarded.wait()
+    assert guarded.app.ended == ["CancelledError"]
+    assert [record for record in caplog.records if record.exc_info] == []
