@@ -30,7 +30,7 @@ STATUSES = {"malformed_body": 400, "slow_client": 408, "uri_too_long": 414, "hea
 
 
 class App:
-    """Answers with the size of the body; `/hang` waits for ever, `/deaf` hears of nothing, `/early` answers before it reads."""
+    """Answers with the size of the body; `/hang` waits for ever, `/deaf` hears of nothing, `/early` answers first, `/later` in a while."""
 
     def __init__(self) -> None:
         self.started: list[str] = []
@@ -44,6 +44,10 @@ class App:
         try:
             if path == "/early":
                 await answer(send, 413, b"")
+            if path == "/later":
+                await asyncio.sleep(3 * LIMITS.body_timeout_s)
+            if path == "/begun":
+                await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
             size = 0
             async for chunk in Request(scope, receive).stream():
                 size += len(chunk)
@@ -187,6 +191,72 @@ def test_a_body_that_turns_malformed_after_its_answer_gets_no_second_one(guarded
         connection.push(100, piece=b"nonsense\r\n")
         with pytest.raises(ConnectionClosed):
             connection.answer()
+
+
+def test_a_body_that_turns_malformed_while_its_answer_goes_out_ends_the_connection(guarded: Guarded) -> None:
+    with guarded.connect(receive_buffer_bytes=4096) as connection:
+        connection.request("POST", "/begun", "Transfer-Encoding: chunked", body=b"3\r\nabc\r\n")
+        guarded.app.running.wait(WAIT_S)
+        connection.send(b"nonsense\r\n")
+        with pytest.raises(ConnectionClosed):
+            connection.answer()
+
+
+@pytest.mark.parametrize("piece", [b"X: " + b"a" * 60 + b"\r\n", b"a" * 63])
+def test_a_head_without_an_end_is_refused_by_its_bytes(guarded: Guarded, piece: bytes) -> None:
+    with guarded.connect() as connection:
+        connection.send(b"GET / HTTP/1.1\r\n")
+        assert connection.push(30_000_000, piece=piece * 1000) < 30_000_000
+        assert connection.answer().header("x-code") == "headers_too_large"
+
+
+def test_chunks_that_are_mostly_frame_and_trailers_without_an_end_are_refused(guarded: Guarded) -> None:
+    for start, piece in ((b"", b"1\r\nx\r\n"), (b"3\r\nabc\r\n0\r\n", b"X: " + b"a" * 60 + b"\r\n")):
+        with guarded.connect() as connection:
+            connection.request("POST", "/", "Transfer-Encoding: chunked", body=start)
+            assert connection.push(30_000_000, piece=piece * 100) < 30_000_000
+            assert connection.answer().status == 400
+    assert guarded.app.ended == ["MalformedRequest"] * 2
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 31", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("pause", [False, True])
+def test_the_body_of_an_ignored_upgrade_is_no_request(guarded: Guarded, framing: str, pause: bool) -> None:
+    body = b"GET /smuggled HTTP/1.1\r\nX: y\r\n\r\n"[:31]
+    if "chunked" in framing:
+        body = b"%x\r\n" % len(body) + body + b"\r\n0\r\n\r\n"
+    with guarded.connect() as connection:
+        connection.request("POST", "/", framing, "Connection: Upgrade", "Upgrade: h2c")
+        if pause:
+            time.sleep(0.1)  # in a packet of its own
+        connection.send(body)
+        connection.request("GET", "/next")
+        assert [connection.answer().body, connection.answer().status] == [b"31", 200]
+    assert guarded.app.started == ["/", "/next"]
+
+
+def test_a_further_head_that_never_ends_costs_the_earlier_request_nothing(guarded: Guarded) -> None:
+    with guarded.connect() as connection:
+        connection.send(b"GET /later HTTP/1.1\r\nHost: a\r\n\r\nGET / HT")
+        answer = connection.answer()
+        assert (answer.status, guarded.app.started) == (200, ["/later"])
+        with pytest.raises(ConnectionClosed):
+            connection.answer()
+
+
+def test_a_client_that_waits_for_100_continue_is_not_too_slow(guarded: Guarded) -> None:
+    with guarded.connect() as connection:
+        connection.request("POST", "/later", "Content-Length: 3", "Expect: 100-continue")
+        assert connection.answer().status == 100
+        connection.send(b"abc")
+        assert connection.answer().body == b"3"
+
+
+def test_what_is_sent_while_a_refused_request_waits_for_its_answer_is_bounded(guarded: Guarded) -> None:
+    with guarded.connect() as connection:
+        connection.send(b"GET /later HTTP/1.1\r\nHost: a\r\n\r\nnonsense\r\n")
+        assert connection.push(50_000_000) < 50_000_000
+        assert connection.answer().status == 200
 
 
 def test_the_app_hears_of_a_client_that_leaves_in_its_upload(guarded: Guarded) -> None:

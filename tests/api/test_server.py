@@ -1,0 +1,87 @@
+"""What the worker's server adds to uvicorn: a bound on TLS handshakes, and a port that is closed without losing anybody."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+import uvloop
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
+
+from api.server import Server, allow_many_connections
+from api.services import Lifecycle
+from api.settings import HttpSettings
+from support.raw_http import RawConnection
+
+WAIT_S = 10.0
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["path"] == "/block":
+        time.sleep(1)  # noqa: ASYNC251 # holds up the loop on purpose: what connects now waits in the kernel
+    await PlainTextResponse("here")(scope, receive, send)
+
+
+@contextlib.contextmanager
+def running(http: HttpSettings) -> Iterator[tuple[Server, str]]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = Server(app, http, Lifecycle())
+    thread = threading.Thread(target=lambda: uvloop.run(server.serve([listener])))
+    thread.start()
+    try:
+        yield server, f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.stop_accepting()
+        thread.join(WAIT_S)
+    assert not thread.is_alive()
+
+
+def test_a_client_that_does_not_shake_hands_is_closed_when_its_time_for_a_head_is_up(tmp_path: Path) -> None:
+    certificate = trustme.CA().issue_cert("127.0.0.1")
+    certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "tls.pem")
+    http = HttpSettings(header_timeout_s=1, tls_cert=tmp_path / "tls.pem", tls_key=tmp_path / "tls.pem")
+    with running(http) as (_, url), RawConnection(url) as connection:
+        assert connection.closed_after_s() < 5
+
+
+def test_what_has_connected_when_the_port_closes_is_served() -> None:
+    with running(HttpSettings()) as (server, url), contextlib.ExitStack() as stack:
+        blocker = stack.enter_context(RawConnection(url))
+        blocker.request("GET", "/block")
+        time.sleep(0.2)  # the loop stands now
+        waiting = [stack.enter_context(RawConnection(url)) for _ in range(20)]
+        for connection in waiting:
+            connection.request("GET", "/")
+        server.stop_accepting()
+        assert blocker.answer().status == 200
+        assert [connection.answer().body for connection in waiting] == [b"here"] * 20
+
+
+def test_the_limit_on_open_files_is_raised_and_never_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_to: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: set_to.append(limits))
+    for limits in ((1024, 4096), (1024, resource.RLIM_INFINITY), (100_000, 200_000), (4096, 4096)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, limits=limits: limits)
+        allow_many_connections()
+    assert set_to == [(4096, 4096), (65_536, resource.RLIM_INFINITY)]
+
+
+def test_a_second_signal_ends_the_server_at_once() -> None:
+    async def signalled() -> Server:
+        server = Server(app, HttpSettings(drain_pause_s=20), Lifecycle())
+        server.handle_exit(15, None)
+        assert not server.should_exit
+        server.handle_exit(15, None)
+        return server
+
+    server = asyncio.run(signalled())
+    assert (server.should_exit, server.force_exit) == (True, True)
