@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
@@ -76,7 +77,8 @@ def test_111_what_waits_past_its_deadline_is_504_and_is_never_run(start_gate: Ca
     engine.suspend()
     try:
         single = InFlight(gate, coffee, token)
-        assert batch(8) == [504] * 8
+        with ThreadPoolExecutor(3) as callers:
+            assert list(callers.map(batch, [16] * 3)) == [[504] * 16] * 3
         late = single.wait()
         assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
         before_s = cpu_s(engine)
@@ -86,7 +88,7 @@ def test_111_what_waits_past_its_deadline_is_504_and_is_never_run(start_gate: Ca
     after = len(gate.log)
     assert gate.predict(coffee, token).json()["label"] == "espresso"
     assert gate.wait_for("request", after=after, route="/predict")["batch_size"] == 1
-    assert cpu_s(engine) - before_s < live_s / 2
+    assert cpu_s(engine) - before_s < live_s * 3, "half of the 49 late ones cost more than that"
 
 
 def cpu_s(process: psutil.Process) -> float:
