@@ -221,10 +221,9 @@ def test_073_a_client_that_leaves_while_the_model_runs_frees_its_place_and_is_no
             while worker.io_counters().write_chars - written < CROP_BYTES:
                 assert time.monotonic() < deadline_s, "the picture never reached the engine"
         # The engine still stands: nothing but the client's leaving can end the request.
-        line = gate.wait_for("request", after=after, route="/predict", timeout_s=30)
+        gate.wait_for("request", after=after, route="/predict", status=499, timeout_s=30)
     finally:
         engine.resume()
-    assert line["status"] == 499
     assert gate.predict(picture, token).json()["label"] == "espresso"
     assert [line for line in gate.log[after:] if line["level"] == "error" or line.get("status") == 500] == []
 
@@ -234,5 +233,5 @@ def test_073_a_client_that_leaves_in_the_middle_of_its_upload_is_no_error(gate: 
     with RawConnection(gate.url) as connection:
         begin_upload(connection, token, 1_000_000)
         connection.send(bytes(500_000))
-    assert gate.wait_for("request", after=after, route="/predict")["status"] == 499
+    gate.wait_for("request", after=after, route="/predict", status=499, timeout_s=30)
     assert [line for line in gate.log[after:] if line["level"] == "error"] == []
