@@ -71,6 +71,11 @@ def test_each_refusal_of_a_form_says_what_is_wrong_and_nothing_of_what_was_sent(
     assert (refused.value.code, str(refused.value)) == ("invalid_request", sentence)
 
 
+def test_a_body_of_another_kind_is_told_which_kind_is_needed() -> None:
+    with pytest.raises(OAuthError, match=r"^The request body must be application/x-www-form-urlencoded\.$"):
+        parse_form([(b"content-type", b"application/json")], b"", b"{}")
+
+
 def test_a_form_of_exactly_the_bound_is_read() -> None:
     assert parse_form(_FORM, b"", b"a=" + b"b" * 8190) == {"a": "b" * 8190}
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
 from security.claims import audiences, scopes, seconds, text
-from security.compact_jws import unverified_issuer
+from security.compact_jws import open_compact_jws, unverified_issuer
 from security.errors import InvalidToken, KeysError
 from security.key_ring import KeyRing, KeyStore, publication_delay_s
 from security.keys import create_key
@@ -43,6 +44,7 @@ def test_a_token_id_has_128_random_bits(key_store: KeyStore) -> None:
         (b'{"a": 1e999}', "a number is out of range"),
         (b'{"a": 1, "a": 1}', "a name is repeated"),
         (b"[1]", "not an object"),
+        (b'{"a":' + b"[" * 100_000, "nested too deeply"),
     ],
 )
 def test_what_is_wrong_with_json_is_said_for_the_log(document: bytes, sentence: str) -> None:
@@ -55,12 +57,14 @@ async def test_a_folder_that_fails_twice_for_one_reason_is_logged_once_and_again
     hidden = keys_dir.with_name("hidden")
     with capture_logs() as events:
         for _ in range(2):
+            before = len(events)
             keys_dir.rename(hidden)
             await store.refresh()
+            assert [event["event"] for event in events[before:]] == ["keys_reload_failed"]
             await store.refresh()
             hidden.rename(keys_dir)
             await store.refresh()
-    assert [event["event"] for event in events] == ["keys_reload_failed", "keys_reload_failed"]
+            assert len(events) == before + 1
 
 
 async def test_new_keys_are_named_in_the_log(keys_dir: Path) -> None:
@@ -138,3 +142,25 @@ def test_what_is_wrong_with_the_keys_folder_is_said_to_the_operator(tmp_path: Pa
         KeyRing([], publication_delay_s=0)
     with pytest.raises(KeysError, match="nowhere"):
         KeyStore(tmp_path / "nowhere", poll_s=0.1)
+    (tmp_path / "dangling.pem").symlink_to(tmp_path / "nowhere.pem")
+    with pytest.raises(KeysError, match=re.escape(f"The keys folder {str(tmp_path)!r} cannot be read: ")):
+        KeyStore(tmp_path, poll_s=0.1)
+
+
+@pytest.mark.parametrize("token", ["a.b.c", "eyJ9.a.e30", "e30=.e30.e30", "e31.e30.e30"])
+def test_what_is_no_canonical_base64url_is_malformed_in_the_log(token: str) -> None:
+    with pytest.raises(InvalidToken) as refused:
+        open_compact_jws(token, lambda _: None, types=frozenset({"at+jwt"}))
+    assert refused.value.cause == "malformed"
+
+
+def test_a_type_may_be_absent_where_the_profile_says_so_and_only_there(key_store: KeyStore) -> None:
+    key = key_store.ring.signing_key(NOW)
+    head = base64.urlsafe_b64encode(json.dumps({"alg": "ES256", "kid": key.kid}).encode()).rstrip(b"=")
+    signature = base64.urlsafe_b64encode(key.jose_key.sign(head + b".e30")).rstrip(b"=")
+    token = b".".join((head, b"e30", signature)).decode()
+    claims, used = open_compact_jws(token, key_store.ring.verification_key, types=frozenset({""}))
+    assert (claims, used) == ({}, key.public)
+    with pytest.raises(InvalidToken) as refused:
+        open_compact_jws(token, key_store.ring.verification_key, types=frozenset({"at+jwt"}))
+    assert refused.value.cause == "wrong_type"
