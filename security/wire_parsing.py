@@ -100,10 +100,7 @@ class BoundedProtocol(HttpToolsProtocol):
         try:
             self._parse(data)
         except httptools.HttpParserError as error:
-            refusal, self._refusal = self._refusal or malformed("The request is not valid HTTP.", "syntax", str(error)), None
-            # Its traceback holds this frame, and the frame holds it: together a cycle that only the garbage collector would find.
-            refusal.__traceback__ = refusal.__context__ = refusal.__cause__ = None
-            self.refuse(refusal)
+            self.refuse(self._take_refusal(error))
             return
         if phase is self.phase is Phase.HEAD:
             self._head_bytes += len(data)
@@ -209,7 +206,13 @@ class BoundedProtocol(HttpToolsProtocol):
     def _stop(self, refusal: WireRefusal) -> NoReturn:
         """Leave the parser: what a callback raises comes out of it as an error of its own."""
         self._refusal = refusal
-        raise refusal
+        # No frame may hold an exception whose traceback holds the frame: the garbage collector alone would find the two.
+        del refusal
+        raise self._refusal
+
+    def _take_refusal(self, error: httptools.HttpParserError) -> WireRefusal:
+        refusal, self._refusal = self._refusal or malformed("The request is not valid HTTP.", "syntax", str(error)), None
+        return refusal
 
 
 def _headers_too_large() -> WireRefusal:
