@@ -1,0 +1,165 @@
+"""What a mutation run over windows, verdicts, heads and foreign tokens found that no other test asserts: see docs/proof.md."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from typing import Any
+
+import pytest
+
+from fuzz import token as fuzzed
+from security.errors import InvalidToken, OAuthError
+from security.foreign_tokens import ForeignTokenVerifier
+from security.introspection import introspect
+from security.limit_windows import MemoryWindows
+from security.rate_limits import Limit, Quota, Window, judge
+from security.token_grant import grant
+from security.token_revocation import revoke
+from security.wire_request import WireRefusal, check_head
+
+QUOTA = Quota("images", Limit(10, 60))
+
+
+async def test_a_window_tells_both_counts_and_how_long_each_lives() -> None:
+    windows = MemoryWindows(clock=lambda: 130.0)
+    assert await windows.acquire_sliding_window_entry("key", 10, 60, 3)
+    assert await windows.get_sliding_window("key", 60) == (0, 50.0, 3, 110.0)
+    assert len(windows) == 1
+
+
+async def test_a_full_window_forgets_the_key_that_was_silent_for_longest_and_only_then() -> None:
+    windows = MemoryWindows(max_keys=2, clock=lambda: 0.0)
+    for key in ("first", "second", "first", "third"):
+        assert await windows.acquire_sliding_window_entry(key, 10, 60)
+    counts = [(await windows.get_sliding_window(key, 60))[2] for key in ("first", "second", "third")]
+    assert counts == [2, 0, 1]
+
+
+async def test_a_key_is_forgotten_in_both_windows_and_one_that_is_not_there_is_no_error() -> None:
+    now = [0.0]
+    windows = MemoryWindows(clock=lambda: now[0])
+    await windows.acquire_sliding_window_entry("key", 10, 60)
+    now[0] = 60.0
+    await windows.acquire_sliding_window_entry("key", 10, 60)
+    assert len(windows) == 2
+    await windows.clear_sliding_window("key", 60)
+    await windows.clear_sliding_window("other", 60)
+    assert len(windows) == 0
+
+
+async def test_what_another_storage_counted_is_remembered_without_what_the_last_window_still_weighs() -> None:
+    now = [0.0]
+    windows = MemoryWindows(clock=lambda: now[0])
+    await windows.acquire_sliding_window_entry("key", 10, 60, 4)
+    now[0] = 90.0
+    windows.remember("key", 60, 5)
+    windows.remember("new", 60, 0)
+    assert (await windows.get_sliding_window("key", 60))[2] == 3
+    assert (await windows.get_sliding_window("new", 60))[2] == 0
+
+
+@pytest.mark.parametrize(
+    ("window", "cost", "admitted", "remaining", "retry_after_s"),
+    [
+        (Window(10, 30.0, 2, 90.0), 1, True, 3, 0),
+        (Window(10, 42.0, 4, 102.0), 1, False, 0, 7),  # at 36 s left the old ten weigh six, and at that moment it is still refused
+        (Window(0, 30.0, 10, 90.0), 1, False, 0, 31),
+        (Window(0, 30.0, 5, 90.0), 5, False, 5, 1),
+    ],
+)
+def test_a_verdict_tells_what_is_left_and_when_to_come_back(
+    window: Window, cost: int, admitted: bool, remaining: int, retry_after_s: int
+) -> None:
+    verdict = judge(QUOTA, window, admitted=admitted, cost=cost)
+    assert (verdict.remaining, verdict.retry_after_s) == (remaining, retry_after_s)
+
+
+def _head(target: bytes = b"/", *, method: bytes = b"POST", version: str = "1.1", **headers: bytes) -> Any:  # noqa: ANN401
+    named = [(b"host", b"gate.test"), *((name.replace("_", "-").encode(), value) for name, value in headers.items())]
+    return check_head(method, version, target, named)
+
+
+@pytest.mark.parametrize(("length", "expected"), [(b"0", (0, False)), (b"1", (1, True)), (b" 7\t", (7, True))])
+def test_a_body_of_one_byte_is_a_body(length: bytes, expected: tuple[int, bool]) -> None:
+    head = _head(content_length=length)
+    assert (head.content_length, head.has_body) == expected
+
+
+@pytest.mark.parametrize("length", [b"\x0b7", b"7\x0b", b"+7", b"", b"\xb2"])
+def test_a_content_length_is_digits_and_nothing_else(length: bytes) -> None:
+    with pytest.raises(WireRefusal):
+        _head(content_length=length)
+
+
+@pytest.mark.parametrize("coding", [b"chunked\x0b", b"\x0bchunked", b"identity", b"gzip, chunked"])
+def test_the_only_transfer_coding_is_chunked_to_the_letter(coding: bytes) -> None:
+    assert _head(transfer_encoding=b"\tChunked ").has_body
+    with pytest.raises(WireRefusal):
+        _head(transfer_encoding=coding)
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "host"),
+    [
+        (b"http://other.test/a//b?c=//d/e?f", b"/a//b?c=//d/e?f", b"other.test"),
+        (b"HTTPS://other.test:8443", b"/", b"other.test:8443"),
+        (b"http://other.test?u=http://x/", b"/?u=http://x/", b"other.test"),
+    ],
+)
+def test_an_absolute_target_names_the_host_and_the_path(target: bytes, path: bytes, host: bytes) -> None:
+    headers = [(b"host", b"gate.test")]
+    assert check_head(b"GET", "1.1", target, headers).target == path
+    assert headers == [(b"host", host)]
+
+
+async def test_no_oauth_endpoint_takes_a_parameter_from_the_url() -> None:
+    request: dict[str, Any] = {
+        "headers": [(b"content-type", b"application/x-www-form-urlencoded")],
+        "query": b"client_secret=hush",
+        "body": b"grant_type=client_credentials&token=t",
+        "now": 0.0,
+    }
+    nobody: Any = None
+    for call in (
+        grant(nobody, nobody, **request),
+        introspect(nobody, nobody, issuer="https://gate.test", **request),
+        revoke(nobody, nobody, issuer="https://gate.test", **request),
+    ):
+        with pytest.raises(OAuthError, match=r"^Parameters belong in the request body, not in the URL\.$"):
+            await call
+
+
+_CLAIMS: dict[str, object] = {
+    "iss": fuzzed.FOREIGN_ISSUER,
+    "sub": "s",
+    "aud": fuzzed.AUDIENCE,
+    "exp": fuzzed.NOW + 600,
+    "iat": fuzzed.NOW,
+    "azp": "app",
+}
+
+
+def _verify_foreign(**claims: object) -> Any:  # noqa: ANN401
+    header = json.dumps({"alg": "ES256", "kid": fuzzed.KID, "typ": "JWT"}).encode()
+    token = fuzzed.signed(header, json.dumps(_CLAIMS | claims).encode()).decode()
+    verifier = ForeignTokenVerifier(fuzzed._foreign_profile(), fuzzed._ForeignKeys(), clock_skew_s=0)
+    return token, verifier.verify(token, fuzzed.NOW)
+
+
+def test_a_foreign_token_is_known_by_its_jti_or_else_by_its_claims_whatever_its_signature() -> None:
+    assert _verify_foreign(jti="one")[1].token_id == "entra:one"
+    token, principal = _verify_foreign()
+    again, same = _verify_foreign()
+    digest = base64.urlsafe_b64encode(hashlib.sha256(token.split(".")[1].encode()).digest()).rstrip(b"=").decode()
+    assert token != again  # ECDSA signs differently each time
+    assert principal.token_id == same.token_id == f"entra:sha256-{digest}"
+
+
+def test_foreign_permissions_are_divided_by_spaces_only_and_bounded() -> None:
+    assert _verify_foreign(roles="predict\tmetrics")[1].scopes == frozenset()
+    assert _verify_foreign(roles="predict metrics")[1].scopes == {"predict", "metrics"}
+    assert _verify_foreign(roles=["predict"] + ["x"] * 255)[1].scopes == {"predict"}
+    with pytest.raises(InvalidToken):
+        _verify_foreign(roles=["predict"] + ["x"] * 256)
