@@ -140,8 +140,8 @@ def test_070_the_memory_of_stalled_uploads_is_freed(impatient: Service, impatien
             assert {connection.answer().status for connection in connections} == {408}
         return int(worker.memory_info().rss)
 
-    # One look is off by tens of MB: what the allocator keeps, and uploads that are let go at that moment. Kept, they would be 40 MB a round.
-    early, late = (min(stall() for _ in range(3)) for _ in range(2))
+    # One look is off by tens of MB: what the allocator keeps, and uploads that are let go at that moment. Kept, they would be 40 MB a look.
+    early, late = (min(stall() for _ in range(2)) for _ in range(2))
     assert late - early < 10 * stalled_bytes
     assert impatient.get("/livez").status_code == 200
 
