@@ -8,17 +8,22 @@ import json
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from fuzz import token as fuzzed
-from security.errors import InvalidToken, OAuthError
+from security.client_records import AuthenticatedClient
+from security.errors import ClientAuthenticationFailed, InvalidToken, OAuthError
 from security.foreign_tokens import ForeignTokenVerifier
 from security.introspection import introspect
 from security.limit_windows import MemoryWindows
-from security.rate_limits import Limit, Quota, Window, judge
+from security.rate_limits import Limit, Quota, Window, check_storage_url, judge
+from security.tiers import Tiers, TierSettings
 from security.token_grant import grant
 from security.token_revocation import revoke
 from security.wire_request import WireRefusal, check_head
 
+_HOST = (b"host", b"gate.test")
+_LENGTH = (b"content-length", b"1")
 QUOTA = Quota("images", Limit(10, 60))
 
 
@@ -81,19 +86,21 @@ def _head(target: bytes = b"/", *, method: bytes = b"POST", version: str = "1.1"
     return check_head(method, version, target, named)
 
 
-@pytest.mark.parametrize(("length", "expected"), [(b"0", (0, False)), (b"1", (1, True)), (b" 7\t", (7, True))])
+@pytest.mark.parametrize(
+    ("length", "expected"), [(b"0", (0, False)), (b"1", (1, True)), (b" 7\t", (7, True)), (b"7".rjust(20, b"0"), (7, True))]
+)
 def test_a_body_of_one_byte_is_a_body(length: bytes, expected: tuple[int, bool]) -> None:
     head = _head(content_length=length)
     assert (head.content_length, head.has_body) == expected
 
 
-@pytest.mark.parametrize("length", [b"\x0b7", b"7\x0b", b"+7", b"", b"\xb2"])
+@pytest.mark.parametrize("length", [b"\x0b7", b"7\x0b", b"X7", b"+7", b"", b"\xb2", b"0" * 21])
 def test_a_content_length_is_digits_and_nothing_else(length: bytes) -> None:
     with pytest.raises(WireRefusal):
         _head(content_length=length)
 
 
-@pytest.mark.parametrize("coding", [b"chunked\x0b", b"\x0bchunked", b"identity", b"gzip, chunked"])
+@pytest.mark.parametrize("coding", [b"chunked\x0b", b"\x0bchunked", b"Xchunked", b"identity", b"gzip, chunked"])
 def test_the_only_transfer_coding_is_chunked_to_the_letter(coding: bytes) -> None:
     assert _head(transfer_encoding=b"\tChunked ").has_body
     with pytest.raises(WireRefusal):
@@ -112,6 +119,97 @@ def test_an_absolute_target_names_the_host_and_the_path(target: bytes, path: byt
     headers = [(b"host", b"gate.test")]
     assert check_head(b"GET", "1.1", target, headers).target == path
     assert headers == [(b"host", host)]
+
+
+@pytest.mark.parametrize(
+    ("method", "version", "target", "headers", "reason", "sentence"),
+    [
+        (b"GET", "2.0", b"/", [_HOST], "version", "Only HTTP/1.0 and HTTP/1.1 are spoken here."),
+        (b"CONNECT", "1.1", b"a.test:1", [_HOST], "connect", "This server is no proxy: CONNECT is refused."),
+        (b"GET", "1.1", b"/a#b", [_HOST], "target", "A request target has no fragment."),
+        (b"GET", "1.1", b"ftp://a.test/", [_HOST], "target", "The request target must be a path or an http URL."),
+        (b"GET", "1.1", b"http://a.test:x/", [_HOST], "target", "The request target is not valid."),
+        (b"GET", "1.1", b"http://user@a.test/", [_HOST], "target", "The request target's authority is not valid."),
+        (b"GET", "1.1", b"/", [_HOST, _HOST], "host", "A request has exactly one Host header."),
+        (b"GET", "1.1", b"/", [(b"host", b"\x0ba.test")], "host", "The Host header is not valid."),
+        (b"GET", "1.1", b"/", [_HOST, _LENGTH, _LENGTH], "framing", "A body has one Content-Length or one Transfer-Encoding."),
+        (
+            b"GET",
+            "1.0",
+            b"/",
+            [_HOST, (b"transfer-encoding", b"chunked")],
+            "framing",
+            "The only Transfer-Encoding that is read here is chunked, in HTTP/1.1.",
+        ),
+        (b"GET", "1.1", b"/", [_HOST, (b"content-length", b"x")], "framing", "The Content-Length is not a number."),
+    ],
+)
+def test_each_refusal_of_a_head_says_what_is_wrong_and_counts_under_one_word(
+    method: bytes, version: str, target: bytes, headers: list[tuple[bytes, bytes]], reason: str, sentence: str
+) -> None:
+    with pytest.raises(WireRefusal) as refused:
+        check_head(method, version, target, list(headers))
+    refusal = refused.value
+    assert (refusal.code, refusal.reason, refusal.cause, refusal.detail, str(refusal)) == (
+        "malformed_body",
+        reason,
+        None,
+        sentence,
+        sentence,
+    )
+    assert WireRefusal("malformed_body", sentence, reason, "why").cause == "why"
+
+
+@pytest.mark.parametrize(("url", "good"), [("redis://cache:1/0", True), ("redis://cache:0/0", False), ("redis:///0", False)])
+def test_a_storage_is_a_host_with_a_port_that_can_be(url: str, good: bool) -> None:
+    if good:
+        check_storage_url(url)
+    else:
+        with pytest.raises(ValueError, match="Redis"):
+            check_storage_url(url)
+
+
+async def test_a_key_that_the_last_window_did_not_have_carries_nothing_over() -> None:
+    windows = MemoryWindows(clock=lambda: 60.0)
+    windows.remember("key", 60, 5)
+    assert (await windows.get_sliding_window("key", 60))[2] == 5
+
+
+def test_a_tier_that_is_not_there_counts_under_a_name_of_its_own_and_the_log_says_what_it_means() -> None:
+    tiers = Tiers({"standard": TierSettings(images="5/minute", in_flight=2), "slow": TierSettings(images="1/minute", in_flight=9)})
+    assert tiers.get("standard").name == "standard"
+    with capture_logs() as events:
+        strictest = tiers.get("gone")
+    assert (strictest.name, strictest.quota.amount, strictest.in_flight) == ("strictest", 1, 2)
+    [event] = events
+    assert event["tier"] == "gone"
+    assert event["known"] == ["slow", "standard"]
+    assert event["effect"] == "its clients have the strictest limits of all tiers"
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "sentence"),
+    [
+        (b"grant_type=password", "unsupported_grant_type", "Only the grant type client_credentials is supported."),
+        (b"grant_type=client_credentials&scope=a++b", "invalid_scope", "The parameter scope is malformed."),
+        (b"grant_type=client_credentials&scope=metrics", "invalid_scope", "The client may not have a scope that it asks for."),
+        (b"grant_type=client_credentials&client_id=nobody", "invalid_client", "Client authentication failed."),
+    ],
+)
+async def test_each_refusal_of_a_grant_says_what_is_wrong(body: bytes, code: str, sentence: str) -> None:
+    class Registry:
+        async def authenticate(self, client_id: str, client_secret: str) -> AuthenticatedClient | None:
+            return None if client_id == "nobody" else AuthenticatedClient(client_id, ("predict",), "standard")
+
+    client = b"nobody" if b"nobody" in body else b"client"
+    headers = [(b"content-type", b"application/x-www-form-urlencoded"), (b"authorization", b"Basic " + base64.b64encode(client + b":s"))]
+    nobody: Any = None
+    registry: Any = Registry()
+    with pytest.raises(OAuthError) as refused:
+        await grant(registry, nobody, headers=headers, query=b"", body=body, now=0.0)
+    assert (refused.value.code, str(refused.value)) == (code, sentence)
+    if isinstance(refused.value, ClientAuthenticationFailed):
+        assert refused.value.client_id == "nobody"
 
 
 async def test_no_oauth_endpoint_takes_a_parameter_from_the_url() -> None:

@@ -155,7 +155,7 @@ async def test_a_long_client_id_is_counted_under_its_hash(channel: Channel, leng
 
 
 async def test_every_layer_passes_on_what_is_no_http_as_it_is(channel: Channel) -> None:
-    scope: Scope = {"type": "lifespan", "state": {}}
+    scope: Scope = {"type": "lifespan"}
     for layer in (
         _address_limit(channel, Rates()),
         _client_limit(channel, Rates()),
@@ -164,7 +164,7 @@ async def test_every_layer_passes_on_what_is_no_http_as_it_is(channel: Channel) 
     ):
         await channel.through(layer, scope)
         assert channel.called.pop() == (scope, channel.receive, channel.send)
-    assert scope == {"type": "lifespan", "state": {}}
+    assert scope == {"type": "lifespan"}
 
 
 async def test_the_cors_headers_stand_on_answers_without_headers_too(channel: Channel) -> None:
@@ -208,6 +208,37 @@ async def test_a_refused_preflight_is_told_why(channel: Channel, scope: Scope, o
     assert str(refused.value) == sentence
     assert channel.called == []
     assert channel.sent == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "allowed"),
+    [
+        ([b"authorization", b"content-type"], True),
+        ([b"authorization, content-type,x-request-id,"], True),
+        ([b"XauthorizationX"], False),
+        ([b"\x0bauthorization"], False),
+    ],
+)
+async def test_the_headers_of_a_preflight_are_compared_to_the_letter(channel: Channel, lines: list[bytes], allowed: bool) -> None:
+    scope = _preflight(method=b"GET")
+    scope["headers"] += [(b"access-control-request-headers", line) for line in lines]
+    layer = PreflightMiddleware(channel, origins=[ORIGIN.decode()])
+    if allowed:
+        await channel.through(layer, scope)
+        assert channel.sent[0]["status"] == 204
+    else:
+        with pytest.raises(PreflightRefused):
+            await channel.through(layer, scope)
+
+
+async def test_an_allowed_page_may_read_these_headers(channel: Channel) -> None:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    scope = {**_request(), "headers": [(b"origin", ORIGIN)]}
+    await channel.through(CorsHeadersMiddleware(answer, origins=[ORIGIN.decode()]), scope)
+    exposed = b"X-Request-ID, Server-Timing, Retry-After, RateLimit, RateLimit-Policy"
+    assert (b"access-control-expose-headers", exposed) in channel.sent[0]["headers"]
 
 
 @pytest.mark.parametrize(("length", "allowed"), [(1024, True), (1025, False)])
