@@ -201,6 +201,8 @@ async def run(requests: int, turns: int, log: TextIO) -> list[Stack]:
             principal = Principal("client", frozenset({"predict"}), services.settings.issuer, "id", int(now) + 600)
             seen = services.issuer.issue("client", ("predict",), now).token
             stacks = _stacks(services)
+            gc.collect()
+            gc.freeze()  # so that the collection before each measurement looks at little
             for turn in range(turns + 1):
                 for stack in stacks[:: 1 if turn % 2 else -1]:
                     tokens: Iterator[str] = repeat(seen, requests)
