@@ -7,11 +7,12 @@ from typing import Final, Protocol
 
 import msgspec
 
-from security.client_auth import RawHeaders, parse_form, presented_credentials, required_parameter
+from security.client_auth import RawHeaders
 from security.client_records import AuthenticatedClient
-from security.errors import InvalidToken
+from security.middleware.authentication import AccessTokenVerifier
+from security.presented_token import presented_token
 from security.principal import Principal
-from security.token_grant import ClientAuthenticator, authenticate_client
+from security.token_grant import ClientAuthenticator
 
 INTROSPECT_SCOPE: Final = "introspect"
 
@@ -27,17 +28,9 @@ class IntrospectionRegistry(ClientAuthenticator, Protocol):
         ...
 
 
-class Verifier(Protocol):
-    """Whatever tells who a token speaks for."""
-
-    def verify(self, token: str, now: float) -> Principal:
-        """Raise `InvalidToken` unless the token is good at `now`, seconds since the epoch."""
-        ...
-
-
 async def introspect(
     registry: IntrospectionRegistry,
-    verifier: Verifier,
+    verifier: AccessTokenVerifier,
     *,
     issuer: str,
     headers: RawHeaders,
@@ -63,20 +56,16 @@ async def introspect(
         OAuthError: the client is not authenticated, or the request is malformed.
         RegistryUnavailable: the database does not answer.
     """
-    headers = tuple(headers)
-    form = parse_form(headers, query, body)
-    client = await authenticate_client(registry, presented_credentials(headers, form))
-    token = required_parameter(form, "token")
-    try:
-        principal = verifier.verify(token, now)
-    except InvalidToken:
-        return client, {"active": False}
-    allowed = principal.client_id == client.client_id or INTROSPECT_SCOPE in client.scopes
-    if principal.issuer != issuer or not allowed or await registry.is_refused(principal.token_id, principal.client_id):
+    client, token, principal = await presented_token(registry, verifier, issuer=issuer, headers=headers, query=query, body=body, now=now)
+    if principal is None or not _may_see(client, principal) or await registry.is_refused(principal.token_id, principal.client_id):
         return client, {"active": False}
     claims = _claims(token)
     shown: dict[str, object] = {name: claims[name] for name in _SHOWN if name in claims}
     return client, {"active": True, "token_type": "Bearer", **shown}
+
+
+def _may_see(client: AuthenticatedClient, principal: Principal) -> bool:
+    return principal.client_id == client.client_id or INTROSPECT_SCOPE in client.scopes
 
 
 def _claims(verified_token: str) -> dict[str, object]:

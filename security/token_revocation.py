@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from security.client_auth import RawHeaders, parse_form, presented_credentials, required_parameter
+from security.client_auth import RawHeaders
 from security.client_records import AuthenticatedClient
-from security.errors import InvalidToken
-from security.introspection import Verifier
-from security.token_grant import ClientAuthenticator, authenticate_client
+from security.middleware.authentication import AccessTokenVerifier
+from security.presented_token import presented_token
+from security.token_grant import ClientAuthenticator
 
 
 class RevocationRegistry(ClientAuthenticator, Protocol):
@@ -21,7 +21,7 @@ class RevocationRegistry(ClientAuthenticator, Protocol):
 
 async def revoke(
     registry: RevocationRegistry,
-    verifier: Verifier,
+    verifier: AccessTokenVerifier,
     *,
     issuer: str,
     headers: RawHeaders,
@@ -48,15 +48,8 @@ async def revoke(
         RegistryUnavailable: the database does not answer.
         TooManyRevocations: the client has as many revoked tokens as it may have; this one is still good.
     """
-    headers = tuple(headers)
-    form = parse_form(headers, query, body)
-    client = await authenticate_client(registry, presented_credentials(headers, form))
-    token = required_parameter(form, "token")
-    try:
-        principal = verifier.verify(token, now)
-    except InvalidToken:
-        return client, None
-    if principal.issuer != issuer or principal.client_id != client.client_id:
+    client, _, principal = await presented_token(registry, verifier, issuer=issuer, headers=headers, query=query, body=body, now=now)
+    if principal is None or principal.client_id != client.client_id:
         return client, None
     await registry.revoke(principal.token_id, principal.client_id, principal.expires_at)
     return client, principal.token_id
