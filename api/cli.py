@@ -105,9 +105,10 @@ def clients_create(
 
     Example: lensgate clients create my-app --scope predict
     """
-    if tier not in load_settings().security.tiers:
+    settings = load_settings()
+    if tier not in settings.security.tiers:
         raise ConfigurationError(f"there is no tier {tier!r} in LENSGATE_SECURITY__TIERS")
-    created = with_registry(lambda registry: registry.create(name, scope, tier=tier))
+    created = with_registry(lambda registry: registry.create(name, scope, tier=tier), settings)
     _show_secret(created, as_json, f"Made the client {created.name}.")
 
 
