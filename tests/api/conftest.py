@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 import httpx
 import numpy as np
 import pytest
-import structlog
 import uvicorn
 from PIL import Image
 from pydantic import SecretStr
@@ -249,13 +248,8 @@ def _log() -> LogLines:
 
 
 @pytest.fixture(autouse=True)
-def _restore_logging() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    logging.captureWarnings(capture=False)
-    structlog.reset_defaults()
-    root.handlers, root.level = handlers, level
+def _restore_logging(restored_logging: None) -> None:
+    """Every test here may configure the log."""
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
-from collections.abc import Iterator
 from typing import Literal
 
 import pytest
@@ -21,17 +19,8 @@ _VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_HOSTILE, inner, max_size=3) | st.tuples(inner, inner),
     max_leaves=8,
 )
+pytestmark = pytest.mark.usefixtures("restored_logging")
 _FORMS: tuple[Literal["json", "text"], ...] = ("json", "text")
-
-
-@pytest.fixture(autouse=True)
-def _restore_logging() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    logging.captureWarnings(capture=False)
-    structlog.reset_defaults()
-    root.handlers, root.level = handlers, level
 
 
 def _written(form: Literal["json", "text"], *, failure: Exception | None = None, **fields: object) -> str:
