@@ -5,15 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
 from attacks.table import find_tests, read_cases
+from support.oauth import GRANT, operate, post, wait_for_status
 from support.service import Service
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -70,33 +68,6 @@ def test_every_command_of_the_page_exists(command: str) -> None:
     assert all(option in run.stdout for option in options)
 
 
-def operate(service: Service, *arguments: str) -> str:
-    """The command line in the service's folder; it must succeed."""
-    run = subprocess.run(
-        [sys.executable, "-m", "api.cli", *arguments],
-        cwd=service.folder,
-        env=service.environment,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    return run.stdout
-
-
-def wait_until_refused(service: Service, token: str) -> None:
-    deadline_s = time.monotonic() + 30
-    while service.get("/models", token).status_code != 401:
-        assert time.monotonic() < deadline_s, "still taken"
-        time.sleep(0.05)
-
-
-def token_status(service: Service, client: dict[str, Any]) -> int:
-    credentials = (client["client_id"], client["client_secret"])
-    return httpx.post(f"{service.url}/oauth2/token", data={"grant_type": "client_credentials"}, auth=credentials, timeout=30).status_code
-
-
 def test_the_emergency_steps_work_on_a_running_service(start_service: Callable[..., Service]) -> None:
     service = start_service({"LENSGATE_SECURITY__POLL_S": "0.5"})
     service.wait_ready()
@@ -109,7 +80,7 @@ def test_the_emergency_steps_work_on_a_running_service(start_service: Callable[.
     operate(service, "keys", "rotate")
     assert leaked.stem in operate(service, "keys", "list")
     leaked.unlink()
-    wait_until_refused(service, forged)
+    wait_for_status(service, forged, 401)
     kids = [key["kid"] for key in service.get("/.well-known/jwks.json").json()["keys"]]
     assert len(kids) == 1
     assert kids != [leaked.stem]
@@ -118,14 +89,14 @@ def test_the_emergency_steps_work_on_a_running_service(start_service: Callable[.
     # A client's secret.
     stolen = service.token(client)
     operate(service, "clients", "rotate-secret", "leaky", "--overlap-s", "0")
-    assert token_status(service, client) == 401
+    assert post(service, "/oauth2/token", GRANT, client).status_code == 401
     operate(service, "clients", "disable", "leaky")
-    wait_until_refused(service, stolen)
+    wait_for_status(service, stolen, 401)
 
     # A token.
     other = service.create_client("other", "predict")
     after = len(service.log)
     lost = service.token(other)
     operate(service, "tokens", "revoke", service.wait_for("request", after=after, route="/oauth2/token")["token_id"])
-    wait_until_refused(service, lost)
+    wait_for_status(service, lost, 401)
     assert service.get("/models", service.token(other)).status_code == 200
