@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Protocol
 
 import structlog
@@ -28,13 +30,29 @@ def publication_delay_s(poll_s: float) -> float:
 
 
 class KeyRing:
-    """An immutable snapshot of the keys folder."""
+    """An immutable snapshot of the keys folder.
 
-    def __init__(self, keys: Iterable[SigningKey], *, publication_delay_s: float) -> None:
+    Args:
+        keys: what is in it.
+        publication_delay_s: how long a key is only published before it signs, in seconds, by the time in its name.
+        held_until: by kid, keys that sign no sooner than then, in seconds since the epoch, whatever their names say.
+
+    Raises:
+        KeysError: there is no key.
+    """
+
+    def __init__(
+        self,
+        keys: Iterable[SigningKey],
+        *,
+        publication_delay_s: float,
+        held_until: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
         self._keys = tuple(sorted(keys, key=lambda key: (key.created_at, key.kid)))
         if not self._keys:
             raise KeysError("The keys folder holds no key: make one with `lensgate keys rotate`.")
         self._publication_delay_s = publication_delay_s
+        self._held_until = held_until
         self._public = {key.kid: key.public for key in self._keys}
 
     @classmethod
@@ -45,6 +63,11 @@ class KeyRing:
             KeysError: the folder is empty or unreadable, or one file in it is no usable key.
         """
         return cls((read_key(path) for path in key_files(keys_dir)), publication_delay_s=publication_delay_s)
+
+    def succeeding(self, before: KeyRing, *, hold_until: float) -> KeyRing:
+        """This ring in the hands of a process that has had `before` until now: what is new to it signs no sooner than `hold_until`."""
+        held = {key.kid: before._held_until.get(key.kid, 0.0) if key.kid in before._public else hold_until for key in self._keys}
+        return KeyRing(self._keys, publication_delay_s=self._publication_delay_s, held_until=held)
 
     @property
     def keys(self) -> tuple[SigningKey, ...]:
@@ -57,8 +80,11 @@ class KeyRing:
         Args:
             now: seconds since the epoch.
         """
-        published = [key for key in self._keys if now - key.created_at >= self._publication_delay_s]
+        published = [key for key in self._keys if self._signs_from(key) <= now]
         return published[-1] if published else self._keys[0]
+
+    def _signs_from(self, key: SigningKey) -> float:
+        return max(key.created_at + self._publication_delay_s, self._held_until.get(key.kid, 0.0))
 
     def verification_key(self, kid: str) -> VerificationKey | None:
         """The public key of exactly this name, or None: no other key is ever tried."""
@@ -81,17 +107,22 @@ class KeySource(Protocol):
 class KeyStore:
     """Holds the current key ring and reads the folder again when its listing changes.
 
+    A key that appears was named by another machine's clock, which may be behind ours. So it is also held back by our own: for as long as
+    the other workers, which look as often as we do, need to see it too.
+
     Args:
         keys_dir: the folder of keys. It is read at once.
         poll_s: seconds between two looks at the folder.
+        clock: seconds since the epoch.
 
     Raises:
         KeysError: the folder cannot be used as it is.
     """
 
-    def __init__(self, keys_dir: Path, *, poll_s: float) -> None:
+    def __init__(self, keys_dir: Path, *, poll_s: float, clock: Callable[[], float] = time.time) -> None:
         self._keys_dir = keys_dir
         self._poll_s = poll_s
+        self._clock = clock
         self._publication_delay_s = publication_delay_s(poll_s)
         self._seen: _Listing | None
         self._seen, self._ring = self._load()
@@ -115,7 +146,9 @@ class KeyStore:
             self._failure = str(error)
             return
         if loaded is not None:
-            self._seen, self._ring = loaded
+            self._seen, ring = loaded
+            # One look less than the delay: with clocks that agree, it signs when its name says.
+            self._ring = ring.succeeding(self._ring, hold_until=self._clock() + self._publication_delay_s - self._poll_s)
             _log.info("keys_reloaded", kids=[key.kid for key in self._ring.keys])
         self._failure = None
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from structlog.testing import capture_logs
@@ -86,6 +87,32 @@ async def test_the_store_takes_a_new_key_at_its_next_look(key_store: KeyStore, k
         await key_store.refresh()
     assert key_store.ring.verification_key(kid) is not None
     assert [event["event"] for event in events] == ["keys_reloaded"]
+
+
+async def test_a_new_key_that_a_slow_clock_has_named_waits_until_every_worker_has_looked(keys_dir: Path) -> None:
+    """Its name says half a minute ago, and the other workers have yet to see it: tokens signed with it would be refused by them."""
+    poll_s = 2.0
+    store = KeyStore(keys_dir, poll_s=poll_s, clock=lambda: NOW)
+    present = store.ring.signing_key(NOW).kid
+    late = create_key(keys_dir, created_at=NOW - 30)
+    await store.refresh()
+    held_for_s = publication_delay_s(poll_s) - poll_s
+    assert [store.ring.signing_key(NOW + after_s).kid for after_s in (0, poll_s, held_for_s - 1, held_for_s)] == [present] * 3 + [late]
+    assert held_for_s > poll_s
+
+
+async def test_what_a_store_begins_with_signs_by_its_name_and_later_looks_hold_nothing_back_again(tmp_path: Path) -> None:
+    old, present = create_key(tmp_path, created_at=NOW - 1000), create_key(tmp_path, created_at=NOW - 500)
+    clock = SimpleNamespace(now=NOW)
+    store = KeyStore(tmp_path, poll_s=2.0, clock=lambda: clock.now)
+    assert store.ring.signing_key(NOW).kid == present
+    new = create_key(tmp_path, created_at=NOW)
+    await store.refresh()
+    assert store.ring.signing_key(NOW).kid == present
+    clock.now += 100
+    (tmp_path / f"{old}.pem").unlink()
+    await store.refresh()
+    assert store.ring.signing_key(clock.now).kid == new
 
 
 async def test_the_store_keeps_its_ring_while_nothing_changes(key_store: KeyStore) -> None:
