@@ -8,6 +8,7 @@ from typing import Final, Protocol
 
 import structlog
 
+from security.background import survive
 from security.errors import RegistryError
 
 PRUNE_EVERY_S: Final = 3600.0
@@ -28,9 +29,13 @@ async def prune_regularly(registry: Prunable, *, every_s: float = PRUNE_EVERY_S)
     """Prune every `every_s` seconds, give or take a half, until cancelled. A failure is logged, and tried again at the next turn."""
     while True:
         await asyncio.sleep(every_s * random.uniform(0.5, 1.5))  # noqa: S311 # spreads work, guards nothing
-        try:
-            pruned = await registry.prune()
-        except RegistryError as error:
-            _log.warning("registry_prune_failed", reason=str(error))
-        else:
-            _log.info("registry_pruned", rows=pruned)
+        await survive(_prune(registry), task="prune the registry")
+
+
+async def _prune(registry: Prunable) -> None:
+    try:
+        pruned = await registry.prune()
+    except RegistryError as error:
+        _log.warning("registry_prune_failed", reason=str(error))
+    else:
+        _log.info("registry_pruned", rows=pruned)

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 import structlog
 
+from security.background import survive
 from security.errors import KeysError
 from security.key_files import SigningKey, VerificationKey, key_files, read_key
 
@@ -156,7 +157,7 @@ class KeyStore:
         """Refresh every `poll_s` seconds until cancelled."""
         while True:
             await asyncio.sleep(self._poll_s)
-            await self.refresh()
+            await survive(self.refresh(), task="read the keys folder")
 
     def _load_if_changed(self) -> tuple[_Listing, KeyRing] | None:
         return None if _listing(self._keys_dir) == self._seen else self._load()

@@ -8,6 +8,7 @@ from typing import Final
 
 import structlog
 
+from security.background import survive
 from security.limit_windows import MemoryWindows
 from security.rate_limits import MEMORY, Quota, Verdict, Window, judge
 from security.redis_windows import RedisWindows, StorageLost
@@ -103,7 +104,7 @@ class RateLimiter:
         while self._redis is not None:
             await self._lost.wait()
             await asyncio.sleep(self._pause_s)
-            await self._probe(self._redis)
+            await survive(self._probe(self._redis), task="look for Redis")
 
     async def aclose(self) -> None:
         """Let go of Redis."""

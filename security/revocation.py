@@ -7,6 +7,7 @@ from typing import Protocol
 
 import structlog
 
+from security.background import survive
 from security.client_records import STANDARD_TIER, RegistrySnapshot
 from security.errors import RegistryError
 from security.principal import Principal
@@ -79,4 +80,4 @@ class RevocationView:
         """Refresh every `poll_s` seconds until cancelled."""
         while True:
             await asyncio.sleep(self._poll_s)
-            await self.refresh()
+            await survive(self.refresh(), task="read what is refused")

@@ -10,6 +10,7 @@ from typing import Final
 
 import structlog
 
+from security.background import survive
 from security.errors import KeySetUnusable
 from security.issuer_profiles import TrustedIssuer
 from security.jwks import MAX_KEY_SET_BYTES, read_key_set
@@ -89,7 +90,7 @@ class TrustedKeys:
         """Refresh at once, every `refresh_s` seconds, and when a key is asked for that is not known; until cancelled."""
         while True:
             self._wanted.clear()
-            fetched = await self.refresh()
+            fetched = await survive(self.refresh(), task=f"fetch the keys of {self._profile.name}")
             await asyncio.sleep(self._profile.retry_s)
             if fetched:
                 await self._wait_until_wanted(self._profile.refresh_s - self._profile.retry_s)
