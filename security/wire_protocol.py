@@ -128,7 +128,9 @@ class GuardedProtocol(BoundedProtocol):
         return self._drain_began_s + _DRAIN_SHARES[self.phase] * self.guard.limits.drain_s
 
     def _expire(self, now_s: float) -> None:
-        if self.phase in {Phase.HEAD, Phase.BODY} and not self._draining and self._we_do_not_read():
+        if self.phase in {Phase.IDLE, Phase.CLOSING} and self._wire.get_write_buffer_size() and now_s < self._drain_deadline_s():
+            self.enter(self.phase)  # its time begins when the last answer has been taken; for how long that may take is another deadline
+        elif self.phase in {Phase.HEAD, Phase.BODY} and not self._draining and self._we_do_not_read():
             self._deadline_s = now_s + self.guard.limits.body_timeout_s
         elif self.phase is Phase.HEAD and not self.begun:
             self.guard.closed_unanswered(self, "silent")

@@ -25,6 +25,8 @@ from security.wire_protocol import guarded_protocol
 from support.raw_http import ConnectionClosed, RawConnection
 
 LIMITS = WireLimits(header_timeout_s=0.6, body_timeout_s=0.6, max_header_bytes=2048, drain_s=2.0)
+KEEP_ALIVE_S = 1
+LARGE_BYTES = 8_000_000
 WAIT_S = 10.0
 STATUSES = {"malformed_body": 400, "slow_client": 408, "uri_too_long": 414, "headers_too_large": 431, "not_ready": 503}
 
@@ -56,7 +58,7 @@ class App:
             if path == "/deaf":
                 await asyncio.sleep(60)
             if path != "/early":
-                await answer(send, 200, str(size).encode() if path != "/large" else bytes(8_000_000))
+                await answer(send, 200, str(size).encode() if path != "/large" else bytes(LARGE_BYTES))
         except SecurityError as error:
             self.ended.append(error.__class__.__name__)
             await answer(send, 408 if error.__class__.__name__ == "SlowClient" else 400, b"")
@@ -81,7 +83,13 @@ class Guarded:
         self.app, self.refused = App(), list[str]()
         guard = WireGuard(LIMITS, self._render, self.refused.append)
         config = uvicorn.Config(
-            self.app, http=guarded_protocol(guard), lifespan="off", log_config=None, server_header=False, timeout_graceful_shutdown=2
+            self.app,
+            http=guarded_protocol(guard),
+            lifespan="off",
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=2,
+            timeout_keep_alive=KEEP_ALIVE_S,
         )
         self._server = uvicorn.Server(config)
         listener = socket.create_server(("127.0.0.1", 0))
@@ -144,14 +152,18 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off(guarded: Guarded) -> 
         wait_for(lambda: not guarded.connections())
 
 
-def test_a_client_that_reads_slowly_but_steadily_gets_its_whole_answer(guarded: Guarded) -> None:
+@pytest.mark.parametrize("headers", [[], ["Connection: close"]], ids=["keep-alive", "close"])
+def test_a_client_that_reads_slowly_but_steadily_gets_its_whole_answer(guarded: Guarded, headers: list[str]) -> None:
+    """However long that takes: neither the time for the next request nor that for closing begins before it has been read."""
     with guarded.connect(receive_buffer_bytes=65_536) as connection:
-        connection.request("GET", "/large")
-        began_s, received = time.monotonic(), 0
-        while received < 8_000_000:
-            received += len(connection.socket.recv(200_000))
-            time.sleep(0.01)
-        assert time.monotonic() - began_s > LIMITS.body_timeout_s
+        connection.request("GET", "/large", *headers)
+        began_s, received = time.monotonic(), len(connection.socket.recv(65_536).partition(b"\r\n\r\n")[2])
+        while received < LARGE_BYTES:
+            piece = connection.socket.recv(100_000)
+            assert piece, f"cut off after {received} bytes"
+            received += len(piece)
+            time.sleep(0.04)  # the speed of the line
+        assert time.monotonic() - began_s > KEEP_ALIVE_S + LIMITS.body_timeout_s
     assert guarded.refused == []
 
 
