@@ -100,7 +100,7 @@ def build_document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
 
 
 _COMMON_CODES: Final = ("malformed_body", "slow_client", "uri_too_long", "headers_too_large", "rate_limited", "internal_error")
-_GUARDED_CODES: Final = ("missing_token", "invalid_token", "insufficient_scope", "too_many_in_flight", *_COMMON_CODES)
+_GUARDED_CODES: Final = ("missing_token", "invalid_token", "insufficient_scope", "too_many_in_flight", "not_ready", *_COMMON_CODES)
 
 
 def _batch_answer() -> dict[str, Any]:

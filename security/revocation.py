@@ -9,7 +9,7 @@ import structlog
 
 from security.background import survive
 from security.client_records import STANDARD_TIER, RegistrySnapshot
-from security.errors import RegistryError
+from security.errors import RegistryError, RegistryUnavailable
 from security.principal import Principal
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -26,7 +26,7 @@ class SnapshotSource(Protocol):
 class RevocationView:
     """The last snapshot that could be had, at most `poll_s` seconds old while the database answers.
 
-    While it does not, the last good snapshot stays in force. Before the first one, every token is refused.
+    While it does not, the last good snapshot stays in force. Before the first one, nobody can say whether a token is good.
 
     Args:
         registry: asked every `poll_s` seconds.
@@ -41,15 +41,14 @@ class RevocationView:
         self._snapshot: RegistrySnapshot | None = None
         self._failing = False
 
-    @property
-    def loaded(self) -> bool:
-        """Whether there has been a snapshot at all."""
-        return self._snapshot is not None
-
     def is_refused(self, principal: Principal) -> str | None:
-        """Why this token is refused, as a fixed word for logs, or None when it is good."""
+        """Why this token is refused, as a fixed word for logs, or None when it is good.
+
+        Raises:
+            RegistryUnavailable: there has been no snapshot yet. Not a refusal: that would send an honest client for another token.
+        """
         if self._snapshot is None:
-            return "revocations_unknown"
+            raise RegistryUnavailable
         if principal.token_id in self._snapshot.revoked_tokens:
             return "revoked"
         if principal.issuer == self._issuer and principal.client_id in self._snapshot.refused_clients:

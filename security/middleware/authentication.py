@@ -27,7 +27,7 @@ class RevocationCheck(Protocol):
     """Whatever knows which good tokens were taken back."""
 
     def is_refused(self, principal: Principal) -> str | None:
-        """A fixed word that says why, or None."""
+        """A fixed word that says why, or None; `RegistryUnavailable` where that is not known yet."""
         ...
 
 
@@ -35,8 +35,8 @@ class AuthenticationMiddleware:
     """Lets a request through when its path is public, or when its bearer token (RFC 6750) is good and has the path's scope.
 
     The verified `Principal` stands in `scope["state"]["principal"]`; how long the check took, in milliseconds, in
-    `scope["state"]["auth_ms"]`. Refusals are raised, for the boundary outside to answer: `MissingToken`, `InvalidToken` and
-    `InsufficientScope`. WebSockets are closed unheard, since nothing here speaks them.
+    `scope["state"]["auth_ms"]`. Refusals are raised, for the boundary outside to answer: `MissingToken`, `InvalidToken`,
+    `InsufficientScope` and `RegistryUnavailable`. WebSockets are closed unheard, since nothing here speaks them.
 
     Args:
         app: the next layer.

@@ -207,3 +207,25 @@ def test_without_the_database_tokens_are_still_taken_and_only_new_ones_are_refus
     while token_answer(first, app).status_code != 200:
         assert time.monotonic() < deadline_s, "it does not find the database again"
         time.sleep(0.2)
+
+
+def test_a_worker_that_starts_without_the_database_calls_no_token_bad_and_serves_once_it_answers(
+    replicas: tuple[Service, Service], server: PostgreSql, app: dict[str, Any]
+) -> None:
+    """It cannot know what was revoked: 503, and come back. A 401 would send every client for a new token, which it cannot have either."""
+    first, _ = replicas
+    token = first.token(app)
+    server.stop()
+    try:
+        after = len(first.log)
+        (worker,) = first.children("api.worker_process")
+        worker.kill()
+        first.wait_for("worker_serving", after=after)
+        refused = first.get("/models", token)
+        assert (refused.status_code, refused.json()["code"]) == (503, "not_ready")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert first.get("/models", token + "x").status_code == 401
+        assert first.get("/livez").status_code == 200
+    finally:
+        server.start()
+    wait_for_status(first, token, 200)

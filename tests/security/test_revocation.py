@@ -30,12 +30,12 @@ async def test_a_good_token_is_not_refused(registry: ClientRegistry) -> None:
     assert view.is_refused(principal()) is None
 
 
-async def test_before_the_first_snapshot_every_token_is_refused(registry: ClientRegistry) -> None:
+async def test_before_the_first_snapshot_no_token_is_taken_and_none_is_called_bad(registry: ClientRegistry) -> None:
     view = view_of(registry)
-    assert not view.loaded
-    assert view.is_refused(principal()) == "revocations_unknown"
+    with pytest.raises(RegistryUnavailable):
+        view.is_refused(principal())
     await view.refresh()
-    assert view.loaded
+    assert view.is_refused(principal()) is None
 
 
 async def test_25_a_client_disabled_after_the_issue_is_refused_at_the_next_look(registry: ClientRegistry) -> None:
