@@ -33,7 +33,7 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "entra": {"typ": ["JWT"], "ignored_headers": ["x5t"], "client_claims": ["azp", "appid"], "scope_claim": "roles"},
     "rfc9068": {"typ": ["at+jwt"], "client_claims": ["client_id"], "requires_jti": True},
 }
-"""The defaults that go with `profile`. Whatever a profile says itself goes before them."""
+"""The defaults that go with `profile`. Whatever a profile says itself goes before them; claims that it requires are required besides."""
 
 
 class TrustedIssuer(BaseModel):
@@ -77,7 +77,13 @@ class TrustedIssuer(BaseModel):
         if not isinstance(values, dict):
             return values
         preset = values.get("profile")
-        return {**PRESETS.get(preset if isinstance(preset, str) else "generic", {}), **values}
+        defaults = PRESETS.get(preset if isinstance(preset, str) else "generic", {})
+        merged = {**defaults, **values}
+        required = values.get("required_claims")
+        if isinstance(required, dict):
+            # Asking for one claim more must not let other kinds of token in.
+            merged["required_claims"] = {**defaults.get("required_claims", {}), **required}
+        return merged
 
     @field_validator("jwks_url")
     @classmethod

@@ -51,6 +51,13 @@ def test_what_is_said_goes_before_the_preset() -> None:
     assert (one.scope_claim, one.ignored_headers, one.client_claims) == ("scp", (), ("azp", "appid"))
 
 
+def test_a_claim_that_is_required_besides_does_not_let_other_kinds_of_token_in() -> None:
+    """Keycloak's own `typ` tells its access tokens from the ID tokens that it signs with the same key."""
+    assert profile(profile="keycloak", required_claims={"azp": "camera"}).required_claims == {"typ": "Bearer", "azp": "camera"}
+    assert profile(profile="keycloak", required_claims={"typ": "Own"}).required_claims == {"typ": "Own"}
+    assert profile(required_claims={"azp": "camera"}).required_claims == {"azp": "camera"}
+
+
 def test_what_the_page_shows_is_what_there_is() -> None:
     page = PAGE.read_text()
     shown = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", page, re.DOTALL)]
