@@ -22,8 +22,10 @@ MULTIPART_TYPE: Final = "multipart/form-data"
 _MAX_DATA_URL_HEADER: Final = 256
 """`data:image/jpeg;base64` and room for parameters."""
 
-_NON_FINITE: Final = re.compile(rb"(?:^|[:\[,])\s*-?(?:NaN|Infinity)\b")
-"""What JavaScript and Python write for numbers that JSON does not have (RFC 8259 section 6)."""
+_INVALID_AT: Final = re.compile(r"\(byte ([0-9]+)\)$")
+"""Where msgspec says that the JSON is malformed. Looking for a NaN everywhere would take 0.3 s for 10 MB of commas."""
+_NON_FINITE: Final = (b"NaN", b"Infinity")
+"""What JavaScript and Python write for numbers that JSON does not have (RFC 8259 section 6), behind their sign."""
 
 
 class PredictBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -141,6 +143,7 @@ def _decode_json(decoder: msgspec.json.Decoder[_Body], body: bytes) -> _Body:
     except msgspec.ValidationError as error:
         raise InvalidRequest("The JSON is not of the form that is documented for this path.") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        if _NON_FINITE.search(body):
+        place = _INVALID_AT.search(str(error))
+        if place and body.startswith(_NON_FINITE, int(place[1])):
             raise InvalidRequest("JSON has no NaN and no Infinity.") from error
         raise MalformedBody("The body is not valid JSON.") from error

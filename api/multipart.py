@@ -16,7 +16,7 @@ def parse_files(body: bytes, content_type: str, *, max_files: int) -> list[bytes
     """The contents of the parts called `file`, in order.
 
     Args:
-        body: the whole body. It is parsed in one step, which takes a few milliseconds for 10 MiB, whatever is in it.
+        body: the whole body. It is parsed in one step, which takes some 10 ms for 10 MiB, whatever is in it.
         content_type: the request's `Content-Type`, which holds the boundary.
         max_files: the most parts that are read.
 
@@ -27,6 +27,7 @@ def parse_files(body: bytes, content_type: str, *, max_files: int) -> list[bytes
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
         raise MalformedBody("The multipart body's content type names no boundary.")
+    _check_delimiters(body, b"\r\n--" + boundary, max_files)
     reader = _Reader(max_files)
     try:
         parser = MultipartParser(
@@ -51,6 +52,25 @@ def parse_files(body: bytes, content_type: str, *, max_files: int) -> list[bytes
     return reader.files
 
 
+def _check_delimiters(body: bytes, delimiter: bytes, max_files: int) -> None:
+    """Refuse what the parser would walk byte by byte, a second for 10 MiB: padding behind a boundary, or part of a line that begins as one.
+
+    RFC 2046 section 5.1.1 has the second nowhere; nobody writes the first.
+    """
+    at = -len(delimiter)
+    for _ in range(max_files + 2):
+        at = body.find(delimiter, at + len(delimiter))
+        if at < 0:
+            return
+        if not body.startswith((b"\r\n", b"--"), at + len(delimiter)):
+            raise MalformedBody("The multipart body's boundary stands where no part ends.")
+    raise _too_many(max_files)
+
+
+def _too_many(max_files: int) -> InvalidRequest:
+    return InvalidRequest(f"There are more parts than are allowed here: {max_files}.")
+
+
 class _Reader:
     def __init__(self, max_files: int) -> None:
         self.files: list[bytes] = []
@@ -63,7 +83,7 @@ class _Reader:
 
     def on_part_begin(self) -> None:
         if len(self.files) >= self._max_files:
-            raise InvalidRequest(f"There are more parts than are allowed here: {self._max_files}.")
+            raise _too_many(self._max_files)
         self._disposition = b""
         self._data = bytearray()
 

@@ -80,6 +80,36 @@ def test_any_body_is_read_or_refused_on_purpose(body: bytes, content_type: str) 
         assert isinstance(pictures, bytes) or 1 <= len(pictures) <= 3
 
 
+_HEAD = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(_HEAD + b"\r\nx\r\n--bx\r\n--b--\r\n", id="begins a line of a part"),
+        pytest.param(_HEAD + b"\r\nx\r\n--b \r\n--b--\r\n", id="is padded"),
+        pytest.param(_HEAD + b"--b--: is a header\r\n\r\nx\r\n--bx\r\n--b--\r\n", id="after a header that looks like the end"),
+    ],
+)
+def test_a_boundary_that_the_parser_would_walk_byte_by_byte_is_refused(body: bytes) -> None:
+    with pytest.raises(MalformedBody, match="where no part ends"):
+        parse_files(body, "multipart/form-data; boundary=b", max_files=5)
+
+
+def test_headers_that_look_like_boundaries_are_counted_with_them() -> None:
+    body = _HEAD + b"--b--: 1\r\n" * 4 + b"\r\nx\r\n--b--\r\n"
+    with pytest.raises(InvalidRequest, match="more parts than are allowed"):
+        parse_files(body, "multipart/form-data; boundary=b", max_files=2)
+
+
+async def test_of_malformed_json_only_the_place_where_it_breaks_is_looked_at() -> None:
+    """Not all of it, which may be 10 MB of commas."""
+    with pytest.raises(MalformedBody):
+        await read_picture(_request("application/json", b'{"image": "aGk="}, NaN'), max_bytes=1000)
+    with pytest.raises(InvalidRequest, match="no NaN"):
+        await read_picture(_request("application/json", b'{"image": -Infinity}'), max_bytes=1000)
+
+
 async def test_a_client_that_leaves_during_its_upload_is_a_disconnect() -> None:
     async def receive() -> dict[str, Any]:
         return {"type": "http.disconnect"}
