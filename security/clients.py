@@ -28,6 +28,7 @@ from security.client_records import (
 )
 from security.database import Database
 from security.errors import RegistryError, TooManyRevocations
+from security.principal import MAX_TOKEN_ID
 from security.tables import ClientRow, ClientSecretRow, DeletedClientRow, RevokedTokenRow
 from security.tokens import MAX_TOKEN_LIFETIME_S
 
@@ -38,7 +39,6 @@ MAX_CLIENTS: Final = 10_000
 MAX_REVOKED_PER_CLIENT: Final = 10_000
 """Unexpired revocations of one client, so that one client cannot fill every worker's memory. Beyond it, disable the client."""
 MAX_OVERLAP_S: Final = 30 * 86_400
-MAX_TOKEN_ID: Final = 255
 
 _LIVE_SECRETS: Final = 2
 _CREDENTIAL: Final = re.compile(r"[\x20-\x7e]{1,255}")

@@ -12,7 +12,7 @@ from security.errors import InvalidToken
 from security.issuer_profiles import TrustedIssuer
 from security.jwks import KID_PATTERN
 from security.key_files import VerificationKey
-from security.principal import Principal
+from security.principal import MAX_TOKEN_ID, Principal
 from security.verified_tokens import RememberingVerifier, VerifiedToken, validity
 
 _NOT_IN_ACCESS_TOKENS: Final = frozenset({"nonce", "at_hash", "c_hash", "s_hash", "events"})
@@ -63,7 +63,7 @@ class ForeignTokenVerifier(RememberingVerifier):
             client_id=f"{profile.name}:{self._client(claims)}",
             scopes=self._scopes(claims),
             issuer=profile.issuer,
-            token_id=f"{profile.name}:{self._token_id(claims, token)}",
+            token_id=self._token_id(claims, token),
             expires_at=expires_at,
             tier=profile.tier,
         )
@@ -86,10 +86,13 @@ class ForeignTokenVerifier(RememberingVerifier):
 
     def _token_id(self, claims: Claims, token: str) -> str:
         if self._profile.requires_jti or "jti" in claims:
-            return text(claims, "jti")
+            token_id = f"{self._profile.name}:{text(claims, 'jti')}"
+            if len(token_id) > MAX_TOKEN_ID:  # nobody could revoke it
+                raise InvalidToken("bad_claim")
+            return token_id
         # Of the claims' text only, of which there is but one: an ECDSA signature can be written in two ways.
         digest = hashlib.sha256(token.split(".")[1].encode("ascii")).digest()
-        return "sha256-" + base64.urlsafe_b64encode(digest).rstrip(b"=").decode("ascii")
+        return f"{self._profile.name}:sha256-" + base64.urlsafe_b64encode(digest).rstrip(b"=").decode("ascii")
 
     def _scopes(self, claims: Claims) -> frozenset[str]:
         """The permissions that the profile maps to a scope of ours. All others mean nothing here."""

@@ -9,6 +9,10 @@ STATE_KEY: Final = "principal"
 """Where the identity stands: `scope["state"]["principal"]`."""
 
 
+MAX_TOKEN_ID: Final = 255
+"""The most characters in a token's id: what the registry can keep of a revoked one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
     """A verified client. Built only from a verified token's claims."""

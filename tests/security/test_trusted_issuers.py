@@ -18,7 +18,7 @@ from security.errors import InvalidToken, KeysError
 from security.issuer_profiles import TrustedIssuer
 from security.key_ring import KeyStore
 from security.keys import create_key
-from security.principal import Principal
+from security.principal import MAX_TOKEN_ID, Principal
 from security.tokens import TokenIssuer, TokenVerifier
 from security.trusted_issuers import TrustedIssuers
 from support.identity_provider import PROVIDERS, IdentityProvider
@@ -273,6 +273,13 @@ async def test_without_jti_the_tokens_claims_are_its_id(provider: IdentityProvid
     ids = [trusted.verify(token, time.time()).token_id for token in (first, first, second)]
     assert ids[0] == ids[1] != ids[2]
     assert all(one.startswith("auth0:sha256-") for one in ids)
+
+
+async def test_a_token_whose_id_is_too_long_to_be_revoked_is_refused(provider: IdentityProvider, trusted: TrustedIssuers) -> None:
+    longest = 255 - len("keycloak:")
+    principal = trusted.verify(provider.token("keycloak", claims={"jti": "j" * longest}), time.time())
+    assert len(principal.token_id) == MAX_TOKEN_ID
+    assert cause_of(trusted, provider.token("keycloak", claims={"jti": "j" * (longest + 1)})) == "bad_claim"
 
 
 async def test_a_remembered_token_is_verified_once_and_expires(
