@@ -179,6 +179,8 @@ class BoundedProtocol(HttpToolsProtocol):
         except WireRefusal as refusal:
             self._stop(refusal)
         self.url = head.target
+        if self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False  # RFC 9110 section 10.1.1: such a client would take the invitation for the answer
         self._resume_head = _resume_head(head) if self.parser.should_upgrade() and head.has_body else b""
         exchange = Exchange(self._guarded_app, head.content_length, self.on_cancelled)
         self.app = cast("Any", exchange)

@@ -264,6 +264,13 @@ def test_a_client_that_waits_for_100_continue_is_not_too_slow(guarded: Guarded) 
         assert connection.answer().body == b"3"
 
 
+def test_a_client_of_http_1_0_is_not_invited_to_send_its_body(guarded: Guarded) -> None:
+    with guarded.connect() as connection:
+        connection.send(b"POST / HTTP/1.0\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\nabc")
+        answer = connection.answer()
+        assert (answer.status, answer.body, answer.header("connection")) == (200, b"3", "close")
+
+
 def test_what_is_sent_while_a_refused_request_waits_for_its_answer_is_bounded(guarded: Guarded) -> None:
     with guarded.connect() as connection:
         connection.send(b"GET /later HTTP/1.1\r\nHost: a\r\n\r\nnonsense\r\n")
