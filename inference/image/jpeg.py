@@ -11,16 +11,21 @@ from inference.image.source import PictureSource, check_size
 
 MAX_SEGMENTS = 4_096
 """An honest file has some dozens; the longest colour profile fills 255."""
-MAX_SCANS = 100
-"""Encoders write 1 (baseline) or about 10 (progressive)."""
-MIN_SCAN_LIMIT = 32
-SCAN_PIXELS = 200_000_000
-"""A refinement scan that changes nothing costs 0.4 to 0.8 ns a pixel for a few bytes (measured), so these scans
-are worth 0.2 s at most up to 6 MP; above, the 22 past an honest 10 cost two to three times an honest picture that is as empty."""
+MAX_SCANS = 32
+"""Of a progressive file: libjpeg writes 10, for four inks 18, and optimisers about as many. A scan that changes nothing costs 0.4 ns
+a pixel for some 30 bytes; 32 of them 2.3 times what an honest progressive file costs that is as empty (measured: docs/proof.md).
+A sequential file has one scan a component at most (T.81, A.2)."""
+MAX_TABLE_BYTES = 1 << 16
+"""Of all quantisation and Huffman tables: honest ones take 0.5 to 10 kB, and reading them 60 ns a byte."""
 
 _EOI, _SOS = 0xD9, 0xDA
 _APP0, _APP1, _APP14 = 0xE0, 0xE1, 0xEE
-_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; arithmetic and lossless coding, which no browser takes, are left out
+_PROGRESSIVE = 0xC2
+_FRAMES = (
+    0xC0,
+    0xC1,
+    _PROGRESSIVE,
+)  # baseline, extended, progressive; arithmetic and lossless coding, which no browser takes, are left out
 _TABLES = (0xC4, 0xDB, 0xDD)  # Huffman tables, quantisation tables, restart interval
 _KNOWN = (*_FRAMES, *_TABLES, _SOS, *range(0xE0, 0xF0), 0xFE)  # and applications' segments and comments
 
@@ -34,26 +39,32 @@ def read_jpeg(data: bytes, max_pixels: int) -> PictureSource:
 
     Raises:
         ImageTooLarge: see `check_size`.
-        InvalidImage: truncated, not Huffman-coded DCT, more than `MAX_SEGMENTS` segments or more scans than `scan_limit`.
+        InvalidImage: truncated, not Huffman-coded DCT, or more segments, scans or tables than an honest file has.
     """
     view = memoryview(data)
     kept = [view[:2]]
     size: tuple[int, int] | None = None
     orientation: int | None = None
-    first_scan = scans = end = 0
+    first_scan = scans = max_scans = table_bytes = end = 0
     for code, marker, end in _segments(data):
         if code in _FRAMES:
             if size is not None:
                 raise InvalidImage("The JPEG has more than one frame.")
-            size = _frame_size(data[marker:end])
+            width, height, components = _frame_header(data[marker:end])
+            size = (width, height)
             check_size(*size, max_pixels)
+            max_scans = MAX_SCANS if code == _PROGRESSIVE else components
         elif code == _SOS:
             if size is None:
                 raise InvalidImage("The JPEG's scan comes before its frame.")
             first_scan = first_scan or marker
             scans += 1
-            if scans > scan_limit(size[0] * size[1]):
+            if scans > max_scans:
                 raise InvalidImage("The JPEG has too many scans.")
+        elif code in _TABLES:
+            table_bytes += end - marker
+            if table_bytes > MAX_TABLE_BYTES:
+                raise InvalidImage("The JPEG has too many tables.")
         elif code == _APP1 and orientation is None and data.startswith(b"Exif\0\0", marker + 4):
             orientation = orientation_of(data[marker + 4 : end])
         if not first_scan and (code in _FRAMES or code in _TABLES or _tells_colour_space(data, code, marker)):
@@ -62,11 +73,6 @@ def read_jpeg(data: bytes, max_pixels: int) -> PictureSource:
         raise InvalidImage("The JPEG holds no picture.")
     kept.append(view[first_scan:end])
     return PictureSource("jpeg", *size, content=b"".join(kept), orientation=orientation or 1)
-
-
-def scan_limit(pixels: int) -> int:
-    """How many scans a picture of so many pixels may have: 100 up to 2 MP, then fewer, never under 32."""
-    return min(MAX_SCANS, max(MIN_SCAN_LIMIT, SCAN_PIXELS // pixels))
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -96,11 +102,11 @@ def _next_marker(data: bytes, position: int) -> int:
     raise InvalidImage("The JPEG is truncated.")
 
 
-def _frame_size(segment: bytes) -> tuple[int, int]:
-    """Width and height from a frame header (B.2.2), its marker included."""
+def _frame_header(segment: bytes) -> tuple[int, int, int]:
+    """Width, height and number of components from a frame header (B.2.2), its marker included."""
     if len(segment) < 10:
         raise InvalidImage("The JPEG's frame header is too short.")
-    return int.from_bytes(segment[7:9]), int.from_bytes(segment[5:7])
+    return int.from_bytes(segment[7:9]), int.from_bytes(segment[5:7]), segment[9]
 
 
 def _tells_colour_space(data: bytes, code: int, marker: int) -> bool:
