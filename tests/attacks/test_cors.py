@@ -67,7 +67,7 @@ def test_044_an_allowed_origin_gets_exactly_itself_back(open_gate: Service, orig
     assert answer.status_code == 200
     assert_shared(answer, origin)
     exposed = answer.headers["access-control-expose-headers"]
-    assert exposed == "X-Request-ID, Server-Timing, Retry-After, RateLimit, RateLimit-Policy"
+    assert exposed == "X-Request-ID, Server-Timing, Retry-After, RateLimit, RateLimit-Policy, WWW-Authenticate"
 
 
 @pytest.mark.parametrize(
@@ -135,6 +135,22 @@ def test_049_an_allowed_origin_may_read_401_404_405_and_413(open_gate: Service, 
     assert [answer.status_code for answer in answers] == [401, 404, 405, 413]
     for answer in answers:
         assert_shared(answer)
+
+
+HIDDEN_AND_UNNEEDED: Final = {"connection", "date", "vary", "referrer-policy", "x-content-type-options"}
+SAFELISTED: Final = {"cache-control", "content-length", "content-type", "pragma"}
+"""What a script may always read (Fetch, CORS-safelisted response-header name)."""
+
+
+def test_049_a_script_may_read_every_header_that_says_why_it_was_refused(open_gate: Service, narrow_gate: Service) -> None:
+    missing, limited = ask(open_gate, ALLOWED, "/models"), [ask(narrow_gate, ALLOWED, "/models") for _ in range(25)][-1]
+    assert (missing.status_code, limited.status_code) == (401, 429)
+    assert {"www-authenticate", "ratelimit", "ratelimit-policy", "x-request-id"} <= set(missing.headers)
+    assert {"retry-after", "ratelimit", "ratelimit-policy", "x-request-id"} <= set(limited.headers)
+    for answer in (missing, limited):
+        exposed = {name.strip().lower() for name in answer.headers["access-control-expose-headers"].split(",")}
+        told = {name for name in answer.headers if not name.startswith("access-control-")} - SAFELISTED - HIDDEN_AND_UNNEEDED
+        assert told <= exposed
 
 
 def test_049_an_allowed_origin_may_read_429(narrow_gate: Service) -> None:
