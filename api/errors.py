@@ -116,9 +116,6 @@ _HTTP_CODES: Final[Mapping[int, str]] = {
 }
 """For what Starlette itself raises."""
 
-_OAUTH_STATUSES: Final[Mapping[str, int]] = {"invalid_client": 401}
-"""RFC 6749 section 5.2: 400 for everything else."""
-
 REALM: Final = 'realm="lensgate"'
 
 
@@ -143,8 +140,10 @@ class Refusal:
 def refusal_for(error: Exception) -> Refusal:
     """What to tell the caller about `error`; whatever is not in the table is an internal error, of which nothing is told."""
     if isinstance(error, OAuthError):
-        challenge = {"WWW-Authenticate": f"Basic {REALM}"} if error.basic_challenge else {}
-        return Refusal(_OAUTH_STATUSES.get(error.code, 400), error.code, str(error), challenge)
+        if error.code == "invalid_client":
+            # However the client tried it: RFC 9110 section 15.5.2 wants a challenge on every 401.
+            return Refusal(401, error.code, str(error), {"WWW-Authenticate": f"Basic {REALM}"})
+        return Refusal(400, error.code, str(error))
     if isinstance(error, PreflightRefused):
         # No script ever sees this answer: the browser does, and wants no more than a status that is not 2xx.
         return Refusal(400, "invalid_request", str(error))

@@ -55,8 +55,7 @@ def _request(mode: bytes, rest: bytes) -> tuple[bytes, bytes, bytes, bytes]:
 
 def _check(credentials: ClientCredentials, authorization: bytes, form: dict[str, str]) -> None:
     assert credentials.client_id
-    assert credentials.basic == bool(authorization)
-    if not credentials.basic:
+    if not authorization:
         assert (credentials.client_id, credentials.client_secret) == (form["client_id"], form["client_secret"])
         return
     assert "client_secret" not in form

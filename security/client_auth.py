@@ -29,15 +29,13 @@ class ClientCredentials:
 
     client_id: str
     client_secret: str = field(repr=False)
-    basic: bool
-    """Whether it came by HTTP Basic, so that a refusal must carry a Basic challenge."""
 
 
 def parse_basic(authorization: bytes) -> ClientCredentials:
     """Read an `Authorization: Basic ...` header (RFC 7617), whose two halves are form-encoded (RFC 6749 section 2.3.1).
 
     Raises:
-        OAuthError: `invalid_client` with a Basic challenge: another scheme, no strict base64, no UTF-8 or no colon.
+        OAuthError: `invalid_client`: another scheme, no strict base64, no UTF-8 or no colon.
     """
     scheme, _, encoded = authorization.partition(b" ")
     if scheme.lower() != b"basic" or len(authorization) > _MAX_BASIC_BYTES:
@@ -45,7 +43,7 @@ def parse_basic(authorization: bytes) -> ClientCredentials:
     try:
         pair = _decode_base64(encoded.strip(b" ")).decode("utf-8")
         client_id, colon, client_secret = pair.partition(":")
-        credentials = ClientCredentials(_form_decode(client_id), _form_decode(client_secret), basic=True)
+        credentials = ClientCredentials(_form_decode(client_id), _form_decode(client_secret))
     except ValueError as error:
         raise _no_basic() from error
     if not colon or not credentials.client_id:
@@ -92,8 +90,8 @@ def presented_credentials(headers: RawHeaders, form: Mapping[str, str]) -> Clien
             raise OAuthError("invalid_request", "Use HTTP Basic or the request body for the client's credentials, not both.")
         return credentials
     if "client_id" not in form or "client_secret" not in form:
-        raise OAuthError("invalid_client", "Client authentication is needed.", basic_challenge=True)
-    return ClientCredentials(form["client_id"], form["client_secret"], basic=False)
+        raise OAuthError("invalid_client", "Client authentication is needed.")
+    return ClientCredentials(form["client_id"], form["client_secret"])
 
 
 def required_parameter(form: Mapping[str, str], name: str) -> str:
@@ -130,4 +128,4 @@ def _checked_escapes(text: str) -> str:
 
 
 def _no_basic() -> OAuthError:
-    return OAuthError("invalid_client", "The Authorization header holds no well-formed Basic credentials.", basic_challenge=True)
+    return OAuthError("invalid_client", "The Authorization header holds no well-formed Basic credentials.")

@@ -83,20 +83,18 @@ class OAuthError(SecurityError):
     Args:
         code: `invalid_request`, `invalid_client`, `invalid_grant`, `unauthorized_client`, `unsupported_grant_type` or `invalid_scope`.
         description: one public sentence.
-        basic_challenge: True when the client tried HTTP Basic, so that a 401 must carry a Basic challenge.
     """
 
-    def __init__(self, code: str, description: str, *, basic_challenge: bool = False) -> None:
+    def __init__(self, code: str, description: str) -> None:
         super().__init__(description)
         self.code = code
-        self.basic_challenge = basic_challenge
 
 
 class ClientAuthenticationFailed(OAuthError):
     """`invalid_client`: there is no such client, or that is not its secret, or it is disabled. `client_id` is what was presented."""
 
-    def __init__(self, client_id: str, *, basic_challenge: bool) -> None:
-        super().__init__("invalid_client", "Client authentication failed.", basic_challenge=basic_challenge)
+    def __init__(self, client_id: str) -> None:
+        super().__init__("invalid_client", "Client authentication failed.")
         self.client_id = client_id
 
 

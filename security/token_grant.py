@@ -59,7 +59,7 @@ async def authenticate_client(registry: ClientAuthenticator, credentials: Client
     """
     client = await registry.authenticate(credentials.client_id, credentials.client_secret)
     if client is None:
-        raise ClientAuthenticationFailed(credentials.client_id, basic_challenge=credentials.basic)
+        raise ClientAuthenticationFailed(credentials.client_id)
     return client
 
 

@@ -76,11 +76,11 @@ def test_a_wrong_secret_by_basic_is_401_with_a_basic_challenge(gate: Gate) -> No
     assert (response.headers["cache-control"], response.headers["pragma"]) == ("no-store", "no-cache")
 
 
-def test_a_wrong_secret_by_form_is_401_without_a_basic_challenge(gate: Gate) -> None:
+def test_a_wrong_secret_by_form_is_401_with_a_basic_challenge_too(gate: Gate) -> None:
     response = gate.http.post("/oauth2/token", data=GRANT | {"client_id": gate.clients["camera"].client_id, "client_secret": "wrong"})
 
     assert (response.status_code, response.json()["error"]) == (401, "invalid_client")
-    assert "www-authenticate" not in response.headers
+    assert response.headers["www-authenticate"] == 'Basic realm="lensgate"'
 
 
 def test_attack_35_an_unknown_client_and_a_wrong_secret_get_the_same_answer(gate: Gate) -> None:

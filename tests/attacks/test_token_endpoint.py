@@ -176,6 +176,7 @@ def test_035_an_unknown_client_and_a_wrong_secret_get_the_same_answer(gate: Serv
         else:
             answers.append(post(gate, path, form, credentials))
         assert_refused(answers[-1], 401, "invalid_client")
+        assert answers[-1].headers["www-authenticate"] == 'Basic realm="lensgate"'
     assert answers[0].content == answers[1].content
     assert [name for name in answers[0].headers] == [name for name in answers[1].headers]  # noqa: C416 # their order counts too
 

@@ -37,10 +37,10 @@ async def ask(registry: ClientRegistry, issuer: TokenIssuer, credentials: tuple[
     return await grant(registry, issuer, headers=(header for header in headers), query=b"", body=urlencode(form).encode(), now=NOW)
 
 
-async def refusal(registry: ClientRegistry, issuer: TokenIssuer, credentials: tuple[str, str] | None, **form: str) -> tuple[str, str, bool]:
+async def refusal(registry: ClientRegistry, issuer: TokenIssuer, credentials: tuple[str, str] | None, **form: str) -> tuple[str, str]:
     with pytest.raises(OAuthError) as refused:
         await ask(registry, issuer, credentials, **form)
-    return refused.value.code, str(refused.value), refused.value.basic_challenge
+    return refused.value.code, str(refused.value)
 
 
 async def test_37_a_client_gets_a_token_of_rfc_6749s_shape(
@@ -80,7 +80,7 @@ async def test_a_client_may_ask_for_fewer_scopes(
 @pytest.mark.parametrize("scope", ["introspect", "predict introspect", "admin", "predict  metrics", " ", "predict ", 'a"', "é", "Predict"])
 async def test_36_a_scope_not_granted_is_refused(registry: ClientRegistry, issuer: TokenIssuer, client: CreatedClient, scope: str) -> None:
     credentials = (client.client_id, client.client_secret)
-    code, description, _ = await refusal(registry, issuer, credentials, grant_type="client_credentials", scope=scope)
+    code, description = await refusal(registry, issuer, credentials, grant_type="client_credentials", scope=scope)
     assert code == "invalid_scope"
     assert scope.strip() == "" or scope not in description
 
@@ -111,12 +111,12 @@ async def test_35_unknown_client_wrong_secret_and_disabled_client_are_told_the_s
             (disabled.client_id, disabled.client_secret),
         ]
     ]
-    assert told == [("invalid_client", "Client authentication failed.", True)] * 3
+    assert told == [("invalid_client", "Client authentication failed.")] * 3
 
 
-async def test_a_failure_by_body_gets_no_basic_challenge(registry: ClientRegistry, issuer: TokenIssuer, client: CreatedClient) -> None:
+async def test_a_failure_by_body_is_told_the_same(registry: ClientRegistry, issuer: TokenIssuer, client: CreatedClient) -> None:
     told = await refusal(registry, issuer, None, grant_type="client_credentials", client_id=client.client_id, client_secret="wrong")
-    assert told == ("invalid_client", "Client authentication failed.", False)
+    assert told == ("invalid_client", "Client authentication failed.")
 
 
 async def test_without_the_database_the_answer_is_unavailable(tmp_path: Path, issuer: TokenIssuer) -> None:
