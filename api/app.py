@@ -19,7 +19,7 @@ from api.middleware.boundary import OAUTH_PREFIX, BoundaryMiddleware
 from api.middleware.context import ContextMiddleware
 from api.oauth_limits import PublicLimits
 from api.openapi import API_VERSION, INTROSPECTION_PATH, REVOCATION_PATH, TITLE, TOKEN_PATH, build_document
-from api.routes import introspect, metadata, models, ops, pages, predict, revoke, token
+from api.routes import introspect, metadata, metrics, models, ops, pages, predict, revoke, token
 from api.services import Services
 from security.access import PUBLIC, AccessTable
 from security.client_address import TrustedProxies, parse_network
@@ -65,7 +65,7 @@ def _layers(services: Services, access: AccessTable) -> list[Middleware]:
     """The house's front door: every layer, outermost first. Their order is a matter of security; see docs/architecture.md."""
     http = services.settings.http
     return [
-        Middleware(ContextMiddleware, known_paths=access.keys(), over_tls=services.settings.over_tls),
+        Middleware(ContextMiddleware, known_paths=access.keys(), metrics=services.metrics, over_tls=services.settings.over_tls),
         Middleware(CorsHeadersMiddleware, origins=services.settings.http.cors_origins),
         Middleware(BoundaryMiddleware),
         Middleware(
@@ -92,7 +92,7 @@ def _layers(services: Services, access: AccessTable) -> list[Middleware]:
 
 
 def _routes(*, docs: bool) -> list[BaseRoute]:
-    routers = [token.router, revoke.router, introspect.router, metadata.router, predict.router, models.router, ops.router]
+    routers = [token.router, revoke.router, introspect.router, metadata.router, predict.router, models.router, ops.router, metrics.router]
     if docs:
         routers.append(pages.router)
     return [route for router in routers for route in router.routes]

@@ -46,6 +46,7 @@ class Child:
         pass_fds: file descriptors that it inherits under their own numbers.
         output: a file descriptor for standard output and error; inherited when None.
         on_start: called with the pid at every start.
+        on_end: called after every end.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Child:
         pass_fds: Sequence[int] = (),
         output: int | None = None,
         on_start: Callable[[int], None] | None = None,
+        on_end: Callable[[], None] | None = None,
     ) -> None:
         self.name = name
         self._module = module
@@ -64,6 +66,7 @@ class Child:
         self._pass_fds = tuple(pass_fds)
         self._output = output
         self._on_start = on_start
+        self._on_end = on_end
         self._process: asyncio.subprocess.Process | None = None
         self._stop = asyncio.Event()
 
@@ -117,6 +120,8 @@ class Child:
             self._process = None
             if process.returncode is None:
                 process.kill()
+            if self._on_end is not None:
+                self._on_end()
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """Do not start it again; send it a signal if it runs."""

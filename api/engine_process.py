@@ -16,8 +16,10 @@ import uvloop
 from api.child_config import read_config, when_supervisor_dies
 from api.children import EXIT_CONFIGURATION
 from api.log import configure_logging
+from api.metric_files import remove_metric_files, share_metrics
 from inference.errors import ModelLoadError
 from inference.settings import InferenceSettings
+from inference.worker.metrics import EngineMetrics
 from inference.worker.process import serve
 
 
@@ -25,9 +27,16 @@ async def _run(config: dict[str, Any]) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    when_supervisor_dies(lambda: loop.call_soon_threadsafe(stop.set))
+    metrics_dir = share_metrics(config["metrics_dir"], config["name"])
+
+    def end() -> None:
+        remove_metric_files(metrics_dir)
+        loop.call_soon_threadsafe(stop.set)
+
+    when_supervisor_dies(end)
+    metrics = EngineMetrics(config["name"])
     candidates = [InferenceSettings.model_validate(values) for values in config["candidates"]]
-    await serve(candidates, Path(config["socket"]), connect_timeout_s=config["connect_timeout_s"], stop=stop)
+    await serve(candidates, Path(config["socket"]), connect_timeout_s=config["connect_timeout_s"], stop=stop, metrics=metrics)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from functools import cached_property
 from starlette.requests import Request
 
 from api.decoding import DecodePool
+from api.metrics import Metrics
 from api.settings import Settings
 from inference.engine import Engine
 from security.clients import ClientRegistry
@@ -45,6 +46,7 @@ class Services:
     trusted_issuers: TrustedIssuers | None = None
     """Verifies our tokens and those of others; None: only ours are good."""
     rates: RateLimiter = field(default_factory=RateLimiter)
+    metrics: Metrics = field(default_factory=Metrics)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
 
     @cached_property

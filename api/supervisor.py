@@ -9,19 +9,22 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
 from api.children import Child
+from api.metric_files import forget_gauges, make_metric_files, remove_metric_files
 from api.settings import ConfigurationError, HttpSettings, Settings
 from inference.settings import InferenceSettings
 
 _ENGINE_STOP_S: Final = 2.0
 """What is kept of the grace period for the engine to end, after the API workers have."""
 _BACKLOG: Final = 2048
+_ENGINE: Final = "engine-0"
 _UNIX_PATH_MAX_BYTES: Final = 100
 """`sun_path` holds 108 bytes on Linux and 104 on macOS."""
 
@@ -101,7 +104,11 @@ class Supervisor:
             loop.add_signal_handler(number, self.request_stop)
         _log.info("listening", url=self._settings.url, workers=self._settings.http.workers, model=self._settings.inference.model)
         runtime_dir = _make_runtime_dir()
-        engines, workers = self._engines(runtime_dir), self._workers(runtime_dir)
+        worker_names = [f"api-{index}" for index in range(self._settings.http.workers)]
+        metrics_dir = make_metric_files([_ENGINE, *worker_names])
+        engines = [self._child(_ENGINE, "api.engine_process", self._engine_config(runtime_dir), metrics_dir)]
+        config = self._worker_config(runtime_dir)
+        workers = [self._child(name, "api.worker_process", config, metrics_dir, [self._listener.fileno()]) for name in worker_names]
         keepers = {asyncio.create_task(child.keep(), name=child.name) for child in (*engines, *workers)}
         stop = asyncio.create_task(self._stop_requested.wait())
         try:
@@ -116,28 +123,34 @@ class Supervisor:
                 keeper.cancel()
             await asyncio.gather(*keepers, return_exceptions=True)
             shutil.rmtree(runtime_dir, ignore_errors=True)
+            remove_metric_files(metrics_dir)
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
 
-    def _engines(self, runtime_dir: Path) -> list[Child]:
-        config = {
+    def _child(self, name: str, module: str, config: Mapping[str, Any], metrics_dir: Path | None, pass_fds: Sequence[int] = ()) -> Child:
+        return Child(
+            name,
+            module,
+            {**config, "name": name, "metrics_dir": None if metrics_dir is None else str(metrics_dir)},
+            pass_fds=pass_fds,
+            output=self._output,
+            on_end=None if metrics_dir is None else partial(forget_gauges, metrics_dir, name),
+        )
+
+    def _engine_config(self, runtime_dir: Path) -> dict[str, Any]:
+        return {
             "candidates": [candidate.model_dump(mode="json") for candidate in self._candidates],
             "socket": str(_engine_socket(runtime_dir, 0)),
             "connect_timeout_s": self._connect_timeout_s,
             "log": self._settings.log.model_dump(mode="json"),
         }
-        return [Child("engine-0", "api.engine_process", config, output=self._output)]
 
-    def _workers(self, runtime_dir: Path) -> list[Child]:
-        config = {
+    def _worker_config(self, runtime_dir: Path) -> dict[str, Any]:
+        return {
             "settings": self._settings.dump(),
             "listener": self._listener.fileno(),
             "engines": [str(_engine_socket(runtime_dir, 0))],
         }
-        return [
-            Child(f"api-{index}", "api.worker_process", config, pass_fds=[self._listener.fileno()], output=self._output)
-            for index in range(self._settings.http.workers)
-        ]
 
     async def _end(self, engines: list[Child], workers: list[Child], keepers: set[asyncio.Task[None]]) -> None:
         _log.info("stopping", grace_s=self._settings.http.grace_s)

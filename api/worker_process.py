@@ -20,6 +20,8 @@ from api.child_config import read_config, when_supervisor_dies
 from api.children import EXIT_CONFIGURATION
 from api.decoding import DecodePool
 from api.log import configure_logging
+from api.metric_files import remove_metric_files, share_metrics
+from api.metrics import Metrics
 from api.server import Server, allow_many_connections
 from api.services import Services
 from api.settings import Settings
@@ -38,8 +40,9 @@ _MAX_WAITING_DECODES_PER_THREAD: Final = 32
 
 
 @asynccontextmanager
-async def _open_services(settings: Settings, engine_sockets: Sequence[Path]) -> AsyncIterator[Services]:
+async def _open_services(settings: Settings, engine_sockets: Sequence[Path], metrics_dir: Path | None = None) -> AsyncIterator[Services]:
     security = settings.security
+    metrics = Metrics(metrics_dir)
     database = Database(security.database_url.get_secret_value())
     registry = ClientRegistry(database)
     keys = KeyStore(security.keys_dir, poll_s=security.poll_s)
@@ -48,7 +51,7 @@ async def _open_services(settings: Settings, engine_sockets: Sequence[Path]) -> 
     verifier = TokenVerifier(keys, issuer=settings.issuer, audience=security.audience, clock_skew_s=security.clock_skew_s)
     trusted = TrustedIssuers(verifier, security.trusted_issuers, own_issuer=settings.issuer, clock_skew_s=security.clock_skew_s)
     await trusted.load_files()
-    rates = RateLimiter(security.rate_limit_storage.get_secret_value())
+    rates = RateLimiter(security.rate_limit_storage.get_secret_value(), on_fallback=metrics.redis_fallbacks.inc)
     await rates.start()
     engine = ProcessEngine(engine_sockets, max_pending=settings.inference.queue_size)
     engine.start()
@@ -73,6 +76,7 @@ async def _open_services(settings: Settings, engine_sockets: Sequence[Path]) -> 
             keys=keys,
             decoder=decoder,
             rates=rates,
+            metrics=metrics,
         )
     finally:
         for poll in polls:
@@ -86,10 +90,16 @@ async def _open_services(settings: Settings, engine_sockets: Sequence[Path]) -> 
 
 async def _serve(config: dict[str, Any]) -> None:
     settings = Settings.restore(config["settings"])
-    async with _open_services(settings, [Path(path) for path in config["engines"]]) as services:
-        server = Server(create_app(services), settings.http, services.lifecycle)
+    metrics_dir = share_metrics(config["metrics_dir"], config["name"])
+    async with _open_services(settings, [Path(path) for path in config["engines"]], metrics_dir) as services:
+        server = Server(create_app(services), settings.http, services.lifecycle, on_refused=services.metrics.refused)
         loop = asyncio.get_running_loop()
-        when_supervisor_dies(lambda: _call_soon(loop, server))
+
+        def end() -> None:
+            remove_metric_files(metrics_dir)
+            _call_soon(loop, server)
+
+        when_supervisor_dies(end)
         await server.serve(sockets=[socket.socket(fileno=config["listener"])])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -33,7 +34,7 @@ class Patience:
 
 @dataclass(slots=True)
 class StorageHealth:
-    """For a metric: how the shared storage is doing."""
+    """How the shared storage is doing."""
 
     active: bool = False
     """True while limits are counted locally although Redis is set."""
@@ -49,10 +50,12 @@ class RateLimiter:
 
     Args:
         url: `memory://`, `redis://...` or `rediss://...`.
+        on_fallback: called whenever a limit is counted locally because Redis is not there, for a metric.
     """
 
-    def __init__(self, url: str = MEMORY) -> None:
+    def __init__(self, url: str = MEMORY, *, on_fallback: Callable[[], object] = lambda: None) -> None:
         self.health = StorageHealth()
+        self._on_fallback = on_fallback
         self._local = MemoryWindows()
         self._redis = None if url == MEMORY else RedisWindows(url)
         self._redis_answers = False
@@ -77,6 +80,7 @@ class RateLimiter:
                 self._local.remember(name, quota.window_s, quota.amount - verdict.remaining)
                 return verdict
             self.health.fallbacks += 1
+            self._on_fallback()
         admitted = await self._local.acquire_sliding_window_entry(name, quota.amount, quota.window_s, cost)
         window = Window(*await self._local.get_sliding_window(name, quota.window_s))
         return judge(quota, window, admitted=admitted, cost=cost)

@@ -1,4 +1,4 @@
-"""The outermost layer: gives every request an id, every answer its common headers, and the log one line for each."""
+"""The outermost layer: every request gets an id, every answer its common headers; each is logged in one line, and counted."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from typing import Final
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.metrics import UNMATCHED, Metrics
 from api.record import RECORD_KEY, RequestRecord
 from security import rate_limits
+from security.middleware.client_limit import TIER_KEY
 from security.principal import STATE_KEY, Principal
+from security.rate_limits import Verdict
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _TIMED_PATHS: Final = frozenset({"/predict", "/predict/batch"})
 _MAX_LOGGED_CHARACTERS: Final = 256
 CLIENT_CLOSED_REQUEST: Final = 499
-"""No status of HTTP: what the log says of a client that left before its answer."""
+"""No status of HTTP: what the log and the metrics say of a client that left before its answer."""
+_LIMITED: Final = frozenset({"rate_limited", "too_many_in_flight"})
 
 COMMON_HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
@@ -80,17 +84,19 @@ class _Exchange:
 
 
 class ContextMiddleware:
-    """Request ids, common headers and the request log.
+    """Request ids, common headers, the request log and its metrics.
 
     Args:
         app: the layer inside.
         known_paths: the paths of the routes; any other is logged as the route `unmatched`.
+        metrics: count the requests.
         over_tls: clients reach us by HTTPS only, so their browsers may be told never to try anything else.
     """
 
-    def __init__(self, app: ASGIApp, *, known_paths: Collection[str], over_tls: bool = False) -> None:
+    def __init__(self, app: ASGIApp, *, known_paths: Collection[str], metrics: Metrics, over_tls: bool = False) -> None:
         self._app = app
         self._known_paths = frozenset(known_paths)
+        self._metrics = metrics
         self._common_headers = (*COMMON_HEADERS, HSTS) if over_tls else COMMON_HEADERS
         self._log = structlog.get_logger("api.request").bind(worker_pid=os.getpid())
 
@@ -103,24 +109,38 @@ class ContextMiddleware:
         record = RequestRecord(request_id_from(scope["headers"]))
         scope.setdefault("state", {})[RECORD_KEY] = record
         exchange = _Exchange(scope, receive, send, record, self._common_headers)
+        self._metrics.began()
         try:
             with structlog.contextvars.bound_contextvars(request_id=record.request_id):
                 await self._app(scope, exchange.receive, exchange.send)
         finally:
-            self._write(scope, exchange, (time.perf_counter() - began_s) * 1000)
+            duration_s = time.perf_counter() - began_s
+            route = scope["path"] if scope["path"] in self._known_paths else UNMATCHED
+            self._count(scope, exchange, route, duration_s)
+            self._write(scope, exchange, route, duration_s * 1000)
 
-    def _write(self, scope: Scope, exchange: _Exchange, duration_ms: float) -> None:
+    def _count(self, scope: Scope, exchange: _Exchange, route: str, duration_s: float) -> None:
+        record, metrics = exchange.record, self._metrics
+        metrics.answered(route, scope["method"], _status(exchange), duration_s)
+        if record.code is not None:
+            metrics.refused(record.code)
+        if record.cause is not None:
+            metrics.token_refused(record.cause)
+        if record.code in _LIMITED:
+            state = scope["state"]
+            metrics.limit_hit(_limit_hit(record.code, state.get(rate_limits.STATE_KEY, ())), state.get(TIER_KEY))
+
+    def _write(self, scope: Scope, exchange: _Exchange, route: str, duration_ms: float) -> None:
         record, state = exchange.record, scope["state"]
         principal = state.get(STATE_KEY)
         known = isinstance(principal, Principal)
-        path = scope["path"]
         fields: dict[str, object] = {
             "request_id": record.request_id,
             "method": scope["method"],
-            "route": path if path in self._known_paths else "unmatched",
+            "route": route,
             # The raw path is hostile text; the query is never logged, because it may hold secrets.
-            "path": _printable(path),
-            "status": _logged_status(exchange),
+            "path": _printable(scope["path"]),
+            "status": _status(exchange),
             "code": record.code,
             "cause": record.cause,
             "duration_ms": _rounded(duration_ms),
@@ -153,7 +173,15 @@ def request_id_from(headers: Iterable[tuple[bytes, bytes]]) -> str:
     return secrets.token_hex(16)
 
 
-def _logged_status(exchange: _Exchange) -> int:
+def _limit_hit(code: str, verdicts: Iterable[Verdict]) -> str:
+    """The limit behind a 429, as the metrics call it."""
+    if code == "too_many_in_flight":
+        return "in_flight"
+    # slowapi's have no verdict.
+    return next((verdict.quota.name for verdict in verdicts if not verdict.admitted), "public")
+
+
+def _status(exchange: _Exchange) -> int:
     if exchange.status is not None:
         return exchange.status
     return CLIENT_CLOSED_REQUEST if exchange.record.disconnected else 500

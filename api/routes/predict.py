@@ -135,18 +135,20 @@ async def predict_batch(request: Request) -> Response:
     _refuse_if_none_was_run(outcomes)
     answered = next((outcome.model for outcome in outcomes if isinstance(outcome, Prediction)), model)
     record = record_of(request.scope)
-    return _json(schemas.BatchAnswer([_result(outcome, record) for outcome in outcomes], schemas.ModelName.of(answered)))
+    return _json(schemas.BatchAnswer([_result(outcome, record, services) for outcome in outcomes], schemas.ModelName.of(answered)))
 
 
 async def _classify(services: Services, request: Request, model: ModelInfo, picture: bytes, top_k: int) -> Prediction:
     record = record_of(request.scope)
     decoded = await services.decoder.decode(picture, model.preprocessing)
     image = decoded.image
+    services.metrics.decode_duration.observe(decoded.decode_ms / 1000)
     record.note_picture(image_format=image.format, width_px=image.width, height_px=image.height, decode_ms=decoded.decode_ms)
     principal = request.scope["state"][STATE_KEY]
     assert isinstance(principal, Principal)
     timeout_s = services.settings.inference.deadline_s
     prediction = await services.engine.predict(image.pixels, top_k=top_k, timeout_s=timeout_s, client=principal.client_id)
+    services.metrics.queue_duration.observe(prediction.queue_ms / 1000)
     record.note_prediction(prediction)
     return prediction
 
@@ -158,11 +160,12 @@ def _refuse_if_none_was_run(outcomes: list[Prediction | Exception]) -> None:
         raise max(refused, key=lambda error: error.retry_after_s)
 
 
-def _result(outcome: Prediction | Exception, record: RequestRecord) -> schemas.BatchPrediction | schemas.BatchError:
+def _result(outcome: Prediction | Exception, record: RequestRecord, services: Services) -> schemas.BatchPrediction | schemas.BatchError:
     if isinstance(outcome, Prediction):
         return schemas.BatchPrediction.of(outcome)
     refusal = refusal_for(outcome)
     record.failed_images += 1
+    services.metrics.refused(refusal.code)
     if refusal.unexpected:
         structlog.get_logger("api.predict").error(refusal.code, exc_info=outcome, request_id=record.request_id)
     return schemas.BatchError(problem(refusal, record.request_id))

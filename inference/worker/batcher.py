@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from inference.ipc import Failure, Result
 from inference.types import Pixels
+from inference.worker.metrics import EngineMetrics
 from inference.worker.queue import Entry, FairQueue
 
 _SMOOTHING: Final = 0.2
@@ -46,6 +47,7 @@ class Batcher:
 
     Args:
         deliver: called on that thread, once a batch, with the answer of each of its pictures.
+        metrics: what is measured here.
         seconds_per_batch: what a full batch took at warm-up, from which the running means start.
         self_test_every_s: how often the device must prove that it still computes as it did at warm-up.
     """
@@ -56,12 +58,14 @@ class Batcher:
         model: BatchModel,
         *,
         deliver: Callable[[Answers], None],
+        metrics: EngineMetrics,
         seconds_per_batch: float,
         self_test_every_s: float = 30.0,
     ) -> None:
         self._queue = queue
         self._model = model
         self._deliver = deliver
+        self._metrics = metrics
         # By batch size: a batch of one takes more time an image than a full one, so its pace says nothing of a full queue's.
         self._seconds_by_size = [seconds_per_batch] * (model.max_batch + 1)
         self._self_test_every_s = self_test_every_s
@@ -72,6 +76,7 @@ class Batcher:
         wait_s = self.predicted_wait_s()
         if entry.received_ns + wait_s * 1e9 > entry.deadline_ns or not self._queue.put(entry):
             return Failure(entry.id, "overloaded", max(1, math.ceil(wait_s)))
+        self._measure_queue()
         return None
 
     def predicted_wait_s(self) -> float:
@@ -92,17 +97,21 @@ class Batcher:
                 self._deliver([(entry, Failure(entry.id, "deadline")) for entry in late])
             if batch:
                 self._run(batch)
+            if batch or late:
+                self._measure_queue()
             if time.monotonic() >= next_test_s:
                 self._model.self_test()
                 next_test_s = time.monotonic() + self._self_test_every_s
 
     def _run(self, batch: list[Entry]) -> None:
         self._running = len(batch)
+        self._measure_queue()
         started_ns = time.monotonic_ns()
         try:
             class_ids, probabilities = self._model.infer([entry.pixels for entry in batch])
         except Exception:  # noqa: BLE001  whatever the device raises, its callers get an answer and the next batch is tried
             _log.exception("forward_failed", batch_size=len(batch))
+            self._metrics.batch_failed()
             self._deliver([(entry, Failure(entry.id, "failed")) for entry in batch])
             return
         finally:
@@ -130,3 +139,7 @@ class Batcher:
                 for row, entry in enumerate(batch)
             ]
         )
+        self._metrics.batch_run(len(batch), elapsed_s)
+
+    def _measure_queue(self) -> None:
+        self._metrics.queue_changed(len(self._queue), self.predicted_wait_s())

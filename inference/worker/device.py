@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from inference.errors import ModelLoadError
@@ -40,6 +42,14 @@ def resolve_precision(setting: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= _FIRST_BF16_CAPABILITY else "fp16"
     return "bf16" if _cpu_computes_bf16() else "fp32"
+
+
+def pci_bus_id(device: str) -> str | None:
+    """Where on the machine's PCI bus a CUDA device is, as NVIDIA's tools write it; None for the CPU."""
+    if not device.startswith("cuda"):
+        return None
+    properties: Any = torch.cuda.get_device_properties(device)  # torch's stubs lack what we need
+    return f"{properties.pci_domain_id:08X}:{properties.pci_bus_id:02X}:{properties.pci_device_id:02X}.0"
 
 
 def dtype_of(precision: str) -> torch.dtype:

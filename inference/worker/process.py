@@ -16,6 +16,7 @@ from inference.errors import ModelLoadError
 from inference.settings import InferenceSettings
 from inference.types import EngineStatus
 from inference.worker.batcher import Batcher
+from inference.worker.metrics import EngineMetrics
 from inference.worker.queue import FairQueue
 from inference.worker.server import EngineServer
 
@@ -25,7 +26,9 @@ _PROGRESS_EVERY_S: Final = 0.5
 _LOG_PROGRESS_EVERY_S: Final = 10.0
 
 
-async def serve(candidates: Sequence[InferenceSettings], socket: Path, *, connect_timeout_s: float, stop: asyncio.Event) -> None:
+async def serve(
+    candidates: Sequence[InferenceSettings], socket: Path, *, connect_timeout_s: float, stop: asyncio.Event, metrics: EngineMetrics
+) -> None:
     """Run one engine until `stop` is set.
 
     Args:
@@ -33,6 +36,7 @@ async def serve(candidates: Sequence[InferenceSettings], socket: Path, *, connec
         socket: where to listen.
         connect_timeout_s: how long a download may take to connect.
         stop: set from outside, on the loop's thread, to end.
+        metrics: what is measured.
 
     Raises:
         ModelLoadError: the model cannot be served as configured.
@@ -45,7 +49,7 @@ async def serve(candidates: Sequence[InferenceSettings], socket: Path, *, connec
 
     def work() -> None:
         try:
-            _load_and_run(candidates, server, queue, connect_timeout_s)
+            _load_and_run(candidates, server, queue, connect_timeout_s, metrics)
         except BaseException as error:  # noqa: BLE001  handed to the loop's thread, which raises it
             loop.call_soon_threadsafe(failed.set_exception, error)
 
@@ -64,9 +68,13 @@ async def serve(candidates: Sequence[InferenceSettings], socket: Path, *, connec
         socket.unlink(missing_ok=True)
 
 
-def _load_and_run(candidates: Sequence[InferenceSettings], server: EngineServer, queue: FairQueue, connect_timeout_s: float) -> None:
+def _load_and_run(
+    candidates: Sequence[InferenceSettings], server: EngineServer, queue: FairQueue, connect_timeout_s: float, metrics: EngineMetrics
+) -> None:
     server.publish(EngineStatus(phase="loading", detail="Loading the model."))
     # Imported here: the socket is there, and says so, while torch takes its seconds to load.
+    from inference.worker.device import pci_bus_id
+    from inference.worker.gpu_metrics import GpuMetrics
     from inference.worker.model import DeviceModel
     from inference.worker.weights import LoadedWeights, load_weights
 
@@ -89,7 +97,11 @@ def _load_and_run(candidates: Sequence[InferenceSettings], server: EngineServer,
     blank = [np.zeros((side, side, 3), np.uint8)] * model.max_batch
     paced_from_s = time.monotonic()
     model.infer(blank)
-    batcher = Batcher(queue, model, deliver=server.deliver, seconds_per_batch=time.monotonic() - paced_from_s)
+    metrics.model_ready(model.info)
+    bus_id = pci_bus_id(model.info.device)
+    if bus_id is not None:
+        GpuMetrics(bus_id).start()
+    batcher = Batcher(queue, model, deliver=server.deliver, metrics=metrics, seconds_per_batch=time.monotonic() - paced_from_s)
     server.admit = batcher.admit
     server.publish(EngineStatus(phase="ready", models=(model.info,)))
     _log.info(

@@ -15,6 +15,9 @@ from security.principal import Principal
 from security.rate_limits import STATE_KEY
 from security.tiers import Tier, Tiers
 
+TIER_KEY: Final = "tier"
+"""Where the name of the client's tier stands: `scope["state"]["tier"]`."""
+
 _LONGEST_PLAIN_KEY: Final = 128
 
 
@@ -54,6 +57,7 @@ class ClientLimitMiddleware:
             await self._app(scope, receive, send)
             return
         tier = self._tiers.get(self._source.tier_of(principal))
+        scope["state"][TIER_KEY] = tier.name
         client = principal.client_id
         count = self._in_flight.get(client, 0)
         if count >= tier.in_flight:

@@ -55,8 +55,9 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
 
 def test_guarded_operations_need_their_scope_and_document_its_refusals(document: dict[str, Any]) -> None:
     for (_, path), operation in _operations(document).items():
-        if path in {"/predict", "/predict/batch", "/models"}:
-            assert operation["security"] == [{"clientCredentials": ["predict"]}]
+        scope = {"/predict": "predict", "/predict/batch": "predict", "/models": "predict", "/metrics": "metrics"}.get(path)
+        if scope is not None:
+            assert operation["security"] == [{"clientCredentials": [scope]}]
             assert {"200", "401", "403", "500"} <= set(operation["responses"])
         else:
             assert operation["security"] == []

@@ -10,9 +10,11 @@ import httpx
 import pytest
 
 from support.redis_server import RedisServer, redis_server
+from support.scrape import scraper
 from support.service import Service
 
 ADDRESS_LIMIT: Final = 30
+FALLBACKS: Final = "lensgate_redis_fallbacks_total"
 _PENALTY_S: Final = 0.05
 _hosts = iter(range(2, 250))
 
@@ -70,10 +72,13 @@ def durations_s(service: Service, caller: httpx.Client, count: int) -> list[floa
 def test_112_a_redis_that_refuses_costs_one_moment_and_the_limit_holds_locally(
     service: Service, redis: RedisServer, caller: httpx.Client, well: int
 ) -> None:
+    scrape = scraper(service)
+    before = scrape()(FALLBACKS)
     redis.stop()
     took_s = durations_s(service, caller, ADDRESS_LIMIT)
     assert [caller.get("/nowhere").status_code for _ in range(3)] == [429] * 3
     assert service.wait_for("rate_limit_storage_lost", after=well, timeout_s=1)["level"] == "error"
+    assert scrape()(FALLBACKS) - before >= ADDRESS_LIMIT
     # One request may have met the moment; a busy machine may add to it, but not to most.
     assert sum(took > _PENALTY_S for took in took_s) <= 2
     assert sorted(took_s)[len(took_s) // 2] < _PENALTY_S / 2

@@ -19,6 +19,7 @@ from inference.ipc import FrameProtocol, Predict
 from inference.process_engine import ProcessEngine
 from inference.types import EngineStatus, ModelInfo, Pixels, Preprocessing
 from inference.worker.batcher import Batcher
+from inference.worker.metrics import EngineMetrics
 from inference.worker.queue import Entry, FairQueue
 from inference.worker.server import EngineServer
 
@@ -32,6 +33,7 @@ INFO = ModelInfo(
     preprocessing=Preprocessing(resize_px=SIDE, crop_px=SIDE, interpolation="bilinear"),
     labels=tuple(f"label {number}" for number in range(65_536)),
 )
+METRICS = EngineMetrics("test")
 
 
 def picture(number: int) -> Pixels:
@@ -77,7 +79,7 @@ class Stand:
         self.model = model
         self.queue = FairQueue(queue_size)
         self.server = EngineServer(self.queue)
-        self.batcher = Batcher(self.queue, model, deliver=self.server.deliver, seconds_per_batch=seconds_per_batch)
+        self.batcher = Batcher(self.queue, model, deliver=self.server.deliver, metrics=METRICS, seconds_per_batch=seconds_per_batch)
         self._thread = threading.Thread(target=self.batcher.run, daemon=True)
 
     async def start(self) -> None:
@@ -313,7 +315,7 @@ async def test_a_picture_of_another_size_fails_alone(stand: Stand, engine: Proce
 
 def test_the_device_proves_itself_while_nothing_is_asked_and_ends_the_run_when_it_cannot() -> None:
     model = EchoModel()
-    batcher = Batcher(FairQueue(1), model, deliver=lambda _: None, seconds_per_batch=0.0, self_test_every_s=0.001)
+    batcher = Batcher(FairQueue(1), model, deliver=lambda _: None, metrics=METRICS, seconds_per_batch=0.0, self_test_every_s=0.001)
     ended: list[Exception] = []
 
     def work() -> None:
@@ -333,7 +335,7 @@ def test_the_device_proves_itself_while_nothing_is_asked_and_ends_the_run_when_i
 
 def test_the_predicted_wait_counts_whole_batches_before_this_one() -> None:
     queue = FairQueue(64)
-    batcher = Batcher(queue, EchoModel(max_batch=4), deliver=lambda _: None, seconds_per_batch=3.0)
+    batcher = Batcher(queue, EchoModel(max_batch=4), deliver=lambda _: None, metrics=METRICS, seconds_per_batch=3.0)
     waits = []
     for number in range(9):
         waits.append(batcher.predicted_wait_s())
