@@ -71,8 +71,10 @@ def _configure_stdlib(output: TextIO, numeric_level: int, common: list[Processor
     # Its lines hold the query string, and the context layer writes the request line.
     logging.getLogger("uvicorn.access").disabled = True
     # The libraries' own detail (SQL statements, sockets, "Started server process [7]") is nobody's business: our events tell it.
-    for name in ("uvicorn.error", "alembic", "sqlalchemy", "aiosqlite", "asyncio", "PIL", "python_multipart"):
+    for name in ("uvicorn.error", "alembic", "sqlalchemy", "aiosqlite", "asyncio", "PIL"):
         logging.getLogger(name).setLevel(max(numeric_level, logging.WARNING))
+    # It warns of whatever a caller sent, byte by byte; the request's own line says `malformed_body`.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     logging.captureWarnings(capture=True)
 
 

@@ -10,7 +10,9 @@ from typing import Any, Literal
 import pytest
 import structlog
 
+from api.errors import MalformedBody
 from api.log import configure_logging
+from api.multipart import parse_files
 
 Format = Literal["json", "text"]
 Level = Literal["debug", "info", "warning", "error"]
@@ -57,6 +59,15 @@ def test_uvicorns_access_lines_are_not_written_because_they_hold_the_query() -> 
     stream = io.StringIO()
     configure_logging("debug", "json", stream=stream)
     logging.getLogger("uvicorn.access").info("GET /?secret")
+
+    assert stream.getvalue() == ""
+
+
+def test_what_is_wrong_with_a_callers_multipart_body_is_no_line_of_its_own() -> None:
+    stream = io.StringIO()
+    configure_logging("debug", "json", stream=stream)
+    with pytest.raises(MalformedBody):
+        parse_files(b"hostile", "multipart/form-data; boundary=b", max_files=1)
 
     assert stream.getvalue() == ""
 
