@@ -37,6 +37,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         parsed = _parse(url)
+        self._password = str(parsed.password or "")
         self._sqlite_file = Path(parsed.database or "") if parsed.drivername == SQLITE else None
         self._engine = _create_engine(parsed)
         self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
@@ -67,14 +68,14 @@ class Database:
 
         Raises:
             RegistryError: they are not; the message says what to do.
-            RegistryUnavailable: the database does not answer.
+            RegistryUnavailable: the database does not answer; the message says why.
         """
         from security.schema import check_version
 
         # Connecting to a missing file would make an empty one.
         if self._sqlite_file is not None and not self._sqlite_file.exists():
             raise RegistryError("The client registry does not exist yet: run `lensgate db upgrade`.")
-        async with self.session() as session:
+        async with self._operators_session() as session:
             connection = await session.connection()
             await connection.run_sync(check_version)
 
@@ -83,7 +84,7 @@ class Database:
 
         Raises:
             RegistryError: the tables were made by a newer version.
-            RegistryUnavailable: the database does not answer or refuses.
+            RegistryUnavailable: the database does not answer or refuses; the message says why.
         """
         from security.schema import migrate
 
@@ -92,11 +93,24 @@ class Database:
                 self._sqlite_file.touch(mode=0o600)
             except OSError as error:
                 raise RegistryError(f"The client registry's file cannot be written: {error.strerror}.") from error
-        async with self.session(writes=True) as session:
+        async with self._operators_session(writes=True) as session:
             if self._sqlite_file is None:
                 await session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
             connection = await session.connection()
             await connection.run_sync(migrate)
+
+    @asynccontextmanager
+    async def _operators_session(self, *, writes: bool = False) -> AsyncIterator[AsyncSession]:
+        """A session of the command line or the start, whose failure no client sees: it says what the driver says."""
+        try:
+            async with self.session(writes=writes) as session:
+                yield session
+        except RegistryUnavailable as error:
+            said = getattr(error.__cause__, "orig", error.__cause__)
+            reason = str(said).partition("\n")[0].rpartition(">: ")[2] or type(said).__name__
+            if self._password:
+                reason = reason.replace(self._password, "***")
+            raise RegistryUnavailable(f"The client registry is not available: {reason}") from error
 
     async def aclose(self) -> None:
         """Close every connection."""

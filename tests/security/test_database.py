@@ -146,17 +146,36 @@ async def test_a_server_that_is_not_there_is_registry_unavailable_and_shows_no_p
     await database.aclose()
 
 
-async def test_a_database_that_does_not_exist_is_registry_unavailable(postgres_socket_dir: Path) -> None:
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("lensgate@/nowhere?host={socket_dir}", r'database "nowhere" does not exist$'),
+        ("nobody@/lensgate?host={socket_dir}", r'role "nobody" does not exist$'),
+        ("lensgate@/lensgate?host={socket_dir}/gone", r"No such file or directory$"),
+        ("lensgate@/lensgate?sslmode=require", r"unexpected keyword argument 'sslmode'$"),
+        ("lensgate:sslmode@/lensgate?sslmode=require", r"unexpected keyword argument '\*\*\*'$"),
+    ],
+)
+async def test_an_operator_is_told_why_the_database_cannot_be_used(postgres_socket_dir: Path, url: str, reason: str) -> None:
+    for act in (Database.check_schema, Database.upgrade):
+        database = Database("postgresql+asyncpg://" + url.format(socket_dir=postgres_socket_dir))
+        with pytest.raises(RegistryUnavailable, match=f"^The client registry is not available: .*{reason}"):
+            await act(database)
+        await database.aclose()
+
+
+async def test_a_request_is_not_told_why(postgres_socket_dir: Path) -> None:
     database = Database(f"postgresql+asyncpg://lensgate@/nowhere?host={postgres_socket_dir}")
-    with pytest.raises(RegistryUnavailable):
-        await database.check_schema()
+    with pytest.raises(RegistryUnavailable, match=r"^The client registry is not available\.$"):
+        async with database.session():
+            pass
     await database.aclose()
 
 
 async def test_a_file_that_is_no_database_is_registry_unavailable(tmp_path: Path) -> None:
     (tmp_path / "lensgate.db").write_text("this is no database at all, though it is long enough to be mistaken for one" * 20)
     database = Database(f"sqlite+aiosqlite:///{tmp_path}/lensgate.db")
-    with pytest.raises(RegistryUnavailable):
+    with pytest.raises(RegistryUnavailable, match=r"^The client registry is not available: file is not a database$"):
         await database.check_schema()
     await database.aclose()
 
