@@ -20,18 +20,23 @@ _MAX_ENTRY: Final = 64
 _MAX_BYTES: Final = MAX_HOPS * _MAX_ENTRY
 _IPV6_SITE_BITS: Final = 64
 """RFC 6177: the least that one customer has, so that his next address is no new caller."""
+_IPV4_MAPPED: Final = IPv6Network("::ffff:0:0/96")
 
 
 def parse_network(text: str) -> Network:
-    """An address or a network such as `10.0.0.0/8`.
+    """An address or a network such as `10.0.0.0/8`. What is IPv4 in IPv6's clothes is IPv4.
 
     Raises:
         ValueError: it is neither, or has bits set beyond its prefix.
     """
     try:
-        return ip_network(text)
+        network = ip_network(text)
     except ValueError as error:
         raise ValueError("must be addresses or networks such as 10.0.0.0/8") from error
+    if isinstance(network, IPv6Network) and network.subnet_of(_IPV4_MAPPED):
+        # As `_parse` takes the addresses in it.
+        return IPv4Network((int(network.network_address) & 0xFFFFFFFF, network.prefixlen - _IPV4_MAPPED.prefixlen))
+    return network
 
 
 class TrustedProxies:

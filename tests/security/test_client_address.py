@@ -82,6 +82,12 @@ def test_a_peer_in_ipv6_clothes_is_the_ipv4_proxy() -> None:
     assert PROXIES.resolve("::ffff:10.0.0.1", forwarded("198.51.100.7")) == "198.51.100.7"
 
 
+@pytest.mark.parametrize(("text", "same"), [("::ffff:10.0.0.0/104", "10.0.0.0/8"), ("::ffff:192.0.2.1", "192.0.2.1/32")])
+def test_a_network_of_ipv4_proxies_in_ipv6_clothes_is_the_ipv4_network(text: str, same: str) -> None:
+    assert str(parse_network(text)) == same
+    assert TrustedProxies([parse_network(text)]).resolve(same.partition("/")[0], forwarded("198.51.100.7")) == "198.51.100.7"
+
+
 def test_however_long_the_invention_is_the_right_end_counts() -> None:
     invention = ", ".join(["1.1.1.1"] * 100_000)
     assert PROXIES.resolve(PROXY, forwarded(f"{invention}, 198.51.100.7")) == "198.51.100.7"
