@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
+import pynvml
 import structlog
 from prometheus_client import CollectorRegistry, Gauge
+
+_SAMPLE_EVERY_S: Final = 5.0
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -16,86 +20,85 @@ _log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 class _Reading(NamedTuple):
     name: str
     help: str
-    read: Callable[[Any, Any], float]
-    """Given the library and its handle of the GPU."""
+    read: Callable[[Any], float]
+    """Given NVML's handle of the GPU."""
 
 
 _READINGS: Final = (
     _Reading(
         "lensgate_gpu_utilization_ratio",
         "The share of the time, 0 to 1, in which the GPU ran something, whoever started it.",
-        lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100,
+        lambda gpu: pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100,
     ),
-    _Reading(
-        "lensgate_gpu_memory_used_bytes", "GPU memory in use, whoever uses it.", lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used
-    ),
-    _Reading("lensgate_gpu_memory_total_bytes", "GPU memory there is.", lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).total),
+    _Reading("lensgate_gpu_memory_used_bytes", "GPU memory in use, whoever uses it.", lambda gpu: pynvml.nvmlDeviceGetMemoryInfo(gpu).used),
+    _Reading("lensgate_gpu_memory_total_bytes", "GPU memory there is.", lambda gpu: pynvml.nvmlDeviceGetMemoryInfo(gpu).total),
     _Reading(
         "lensgate_gpu_temperature_celsius",
         "The temperature of the GPU's die.",
-        lambda nvml, gpu: nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
+        lambda gpu: pynvml.nvmlDeviceGetTemperature(gpu, pynvml.NVML_TEMPERATURE_GPU),
     ),
-    _Reading("lensgate_gpu_power_watts", "The power that the GPU draws.", lambda nvml, gpu: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000),
+    _Reading("lensgate_gpu_power_watts", "The power that the GPU draws.", lambda gpu: pynvml.nvmlDeviceGetPowerUsage(gpu) / 1000),
 )
 
 
 class GpuMetrics:
-    """The gauges of one GPU. A GPU or a driver that does not know one of them leaves that one out.
+    """The gauges of one GPU. One that the GPU or its driver does not know is left out.
 
     Args:
         pci_bus_id: such as `00000000:3B:00.0`: CUDA's own numbers are counted within CUDA_VISIBLE_DEVICES, and NVML knows nothing of that.
-        every_s: how often they are read.
         registry: only to list the metrics.
     """
 
-    def __init__(self, pci_bus_id: str, *, every_s: float = 5.0, registry: CollectorRegistry | None = None) -> None:
+    def __init__(self, pci_bus_id: str, registry: CollectorRegistry | None = None) -> None:
         self._pci_bus_id = pci_bus_id
-        self._every_s = every_s
         # Two engines on one GPU read the same: the sum of both would be wrong.
-        self._gauges = [
+        self._all = [
             (reading, Gauge(reading.name, reading.help, ["gpu", "uuid"], multiprocess_mode="max", registry=registry))
             for reading in _READINGS
         ]
-        self._stop = threading.Event()
+        self._known: list[tuple[_Reading, Gauge]] = []
+        self._gpu: Any = None
+        self._lost = False
 
     def start(self) -> None:
-        """Begin to sample, on a daemon thread. Without NVML the log says so once, and there are no gauges."""
+        """Sample until the process ends, on a thread of its own: NVML may take its time."""
         threading.Thread(target=self._run, name="gpu metrics", daemon=True).start()
 
-    def stop(self) -> None:
-        """Sample no more."""
-        self._stop.set()
-
     def _run(self) -> None:
-        import pynvml
+        if self.find():
+            while True:
+                self.sample()
+                time.sleep(_SAMPLE_EVERY_S)
 
+    def find(self) -> bool:
+        """Find the GPU, and what it knows. Where there is no NVML, or it knows no such GPU, the log says so: there are no gauges then."""
         try:
             pynvml.nvmlInit()
-            gpu = pynvml.nvmlDeviceGetHandleByPciBusId(self._pci_bus_id)
-            labels = (pynvml.nvmlDeviceGetIndex(gpu), pynvml.nvmlDeviceGetUUID(gpu))
-            known = [(reading, gauge.labels(*labels)) for reading, gauge in self._gauges if _is_known(pynvml, gpu, reading)]
+            self._gpu = pynvml.nvmlDeviceGetHandleByPciBusId(self._pci_bus_id)
+            labels = (pynvml.nvmlDeviceGetIndex(self._gpu), pynvml.nvmlDeviceGetUUID(self._gpu))
         except pynvml.NVMLError as error:
             _log.warning("gpu_metrics_unavailable", pci_bus_id=self._pci_bus_id, reason=str(error))
-            return
-        lost = False
-        while not self._stop.is_set():
-            try:
-                for reading, gauge in known:
-                    gauge.set(reading.read(pynvml, gpu))
-                lost = False
-            except pynvml.NVMLError as error:
-                # A GPU that has fallen off the bus, for one: its last temperature must not stand there for good.
-                for _, gauge in known:
-                    gauge.set(math.nan)
-                if not lost:
-                    _log.error("gpu_metrics_lost", pci_bus_id=self._pci_bus_id, reason=str(error))
-                lost = True
-            self._stop.wait(self._every_s)
+            return False
+        self._known = [(reading, gauge.labels(*labels)) for reading, gauge in self._all if self._knows(reading)]
+        return True
 
+    def _knows(self, reading: _Reading) -> bool:
+        try:
+            reading.read(self._gpu)
+        except pynvml.NVMLError:
+            return False
+        return True
 
-def _is_known(nvml: Any, gpu: Any, reading: _Reading) -> bool:  # noqa: ANN401  the library has no types
-    try:
-        reading.read(nvml, gpu)
-    except nvml.NVMLError:
-        return False
-    return True
+    def sample(self) -> None:
+        """Read everything once."""
+        try:
+            for reading, gauge in self._known:
+                gauge.set(reading.read(self._gpu))
+            self._lost = False
+        except pynvml.NVMLError as error:
+            # A GPU that has fallen off the bus, for one: its last temperature must not stand there for good.
+            for _, gauge in self._known:
+                gauge.set(math.nan)
+            if not self._lost:
+                _log.error("gpu_metrics_lost", pci_bus_id=self._pci_bus_id, reason=str(error))
+            self._lost = True
