@@ -28,6 +28,14 @@ def test_with_no_proxies_nothing_is_believed() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value"), [(b"forwarded", b"for=198.51.100.7"), (b"x-real-ip", b"198.51.100.7"), (b"client-ip", b"198.51.100.7")]
+)
+def test_no_other_header_tells_an_address(name: bytes, value: bytes) -> None:
+    assert PROXIES.resolve(PROXY, [(name, value)]) == PROXY
+    assert PROXIES.resolve(PROXY, [(name, value), *forwarded("203.0.113.5")]) == "203.0.113.5"
+
+
+@pytest.mark.parametrize(
     ("values", "client"),
     [
         (["198.51.100.7"], "198.51.100.7"),
