@@ -11,7 +11,7 @@ help:
 	@echo 'make demo    set up, then classify a real photograph      (ARGS=--once: exit after it)'
 	@echo 'make test    set up with the test tools, then run the tests  (ARGS=...: passed to pytest)'
 	@echo 'make check   format, lint, types, import rules, dead code, security lint, audit'
-	@echo 'make bench   what the gate costs a request               (ARGS=--check: fail where a target is missed)'
+	@echo 'make bench   every speed that is claimed, in 25 minutes   (ARGS="--only real", ARGS=--help: parts of it)'
 	@echo 'make fuzz    look for inputs that break the parsers       (SECONDS=60: for each of them)'
 	@echo 'make lock    rewrite the locks from pyproject.toml        (ARGS=--upgrade: to the newest versions)'
 	@echo 'make clean   remove .venv and the caches of the tools'
@@ -35,7 +35,7 @@ check: .venv/.check
 	$(BIN)/python locks/audit.py
 
 bench: .venv/.demo
-	$(BIN)/python -m benchmarks.gate_cost $(ARGS)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 fuzz: .venv/.check
 	$(BIN)/python -m fuzz.run picture --seconds $(SECONDS)

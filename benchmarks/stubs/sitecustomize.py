@@ -1,0 +1,79 @@
+"""Puts a stub in the place of the model, and with `BENCH_STUBBED=model,decode` also of the decoder, into the processes of a real service.
+
+Python runs this file at the start of every process that has its folder on PYTHONPATH. All the rest is what ships: the gate, HTTP, the
+decoding threads, the wire to the engine, its queue and its batches, the log.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+_CLASS = 500
+"""`benchmarks.weights.EXPECTED_CLASS`, whose import is left to processes that need it."""
+_TOP_K = 100
+
+
+def _stub_model() -> None:
+    """In the engine, without torch."""
+    import numpy as np
+
+    from inference.types import ModelInfo, Pixels, Preprocessing
+
+    class StubModel:
+        lanes = 2  # as DeviceModel has on a CPU
+        compiled = False
+
+        def __init__(self, max_batch: int) -> None:
+            self.max_batch = max_batch
+            self.info = ModelInfo(
+                name="stub",
+                version="1",
+                digest="sha256:" + "0" * 64,
+                precision="fp32",
+                device="cpu",
+                preprocessing=Preprocessing(resize_px=232, crop_px=224, interpolation="bilinear"),
+                labels=tuple(f"class {number}" for number in range(1000)),
+            )
+            self._ids = np.tile(np.arange(_CLASS, _CLASS + _TOP_K), (max_batch, 1))
+            self._scores = np.full((max_batch, _TOP_K), 0.01, np.float32)
+
+        def infer(self, pixels: Sequence[Pixels], *, lane: int, alone: bool) -> tuple[Any, Any]:  # as DeviceModel's
+            return self._ids[: len(pixels)], self._scores[: len(pixels)]
+
+        def self_test(self, lane: int) -> None:
+            pass
+
+        def seconds_per_full_batch(self) -> float:
+            return 0.001
+
+    preparation: Any = ModuleType("inference.worker.preparation")
+    preparation.prepare_model = lambda candidates, **_: StubModel(candidates[0].max_batch)
+    device: Any = ModuleType("inference.worker.device")
+    device.pci_bus_id = lambda _: None
+    sys.modules |= {module.__name__: module for module in (preparation, device)}
+
+
+def _stub_decode() -> None:
+    """In an API worker: the first picture is decoded, and stands for all others."""
+    decoding: Any = importlib.import_module("api.decoding")
+    decode = decoding.decode
+    decoded: list[Any] = []
+
+    def decode_once(data: bytes, **options: Any) -> Any:  # noqa: ANN401 # as Lensgate's
+        if not decoded:
+            decoded.append(decode(data, **options))
+        return decoded[0]
+
+    decoding.decode = decode_once
+
+
+_stubbed = os.environ["BENCH_STUBBED"].split(",")
+if "model" in _stubbed and "api.engine_process" in sys.orig_argv:
+    _stub_model()
+if "decode" in _stubbed and "api.worker_process" in sys.orig_argv:
+    _stub_decode()
