@@ -139,13 +139,17 @@ class GuardedProtocol(BoundedProtocol):
             self.refuse(WireRefusal("slow_client", str(SlowClient()), self.phase.name.lower()))
         elif self.phase is Phase.HANDLING:
             self._give_up()
-        elif self.phase is Phase.CLOSING:
+        elif self.phase is Phase.CLOSING or self._is_flooded():
             self._abort()
         else:
             self._close()
 
     def _we_do_not_read(self) -> bool:
         return self.flow.read_paused or (self.busy and self.cycle.waiting_for_100_continue)
+
+    def _is_flooded(self) -> bool:
+        # Asked to close, TLS reads and decrypts whatever comes until the peer has said goodbye, too.
+        return self.phase is Phase.LINGER and self._discardable_bytes <= 0 and not self._wire.get_write_buffer_size()
 
     @property
     def _draining(self) -> bool:

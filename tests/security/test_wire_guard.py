@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import socket
+import ssl
 import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 import uvicorn
 import uvloop
 from starlette.requests import ClientDisconnect, Request
@@ -20,11 +24,14 @@ from starlette.types import Receive, Scope, Send
 
 from security import wire_guard
 from security.errors import SecurityError
+from security.wire_exchange import MAX_DISCARDED_BYTES
 from security.wire_guard import Answer, WireGuard, WireLimits
 from security.wire_protocol import guarded_protocol
 from support.raw_http import ConnectionClosed, RawConnection
 
 LIMITS = WireLimits(header_timeout_s=0.6, body_timeout_s=0.6, max_header_bytes=2048, drain_s=2.0)
+KERNEL_BUFFERS_BYTES = 12 * 1024 * 1024
+"""What the two sockets of a loopback connection may hold that nobody has read."""
 KEEP_ALIVE_S = 1
 LARGE_BYTES = 8_000_000
 WAIT_S = 10.0
@@ -79,7 +86,7 @@ async def answer(send: Send, status: int, body: bytes) -> None:
 class Guarded:
     """A running server."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 # uvicorn's own
         self.app, self.refused = App(), list[str]()
         guard = WireGuard(LIMITS, self._render, self.refused.append)
         config = uvicorn.Config(
@@ -90,9 +97,12 @@ class Guarded:
             server_header=False,
             timeout_graceful_shutdown=2,
             timeout_keep_alive=KEEP_ALIVE_S,
+            **options,
         )
         self._server = uvicorn.Server(config)
         listener = socket.create_server(("127.0.0.1", 0))
+        # Connections have it from here: else the kernel takes megabytes at a time, and between two times nothing seems to be read.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self._thread = threading.Thread(target=lambda: uvloop.run(self._server.serve([listener])))
         self._thread.start()
@@ -126,6 +136,21 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Guarded]:
     monkeypatch.setattr(wire_guard, "SWEEP_S", 0.05)
     server = Guarded()
     yield server
+    server.stop()
+    server.wait()
+
+
+@pytest.fixture
+def over_tls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[Guarded, ssl.SSLContext]]:
+    """A server with TLS, and what its clients trust."""
+    monkeypatch.setattr(wire_guard, "SWEEP_S", 0.05)
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "server.pem"))
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    server = Guarded(ssl_certfile=tmp_path / "server.pem")
+    yield server, context
     server.stop()
     server.wait()
 
@@ -165,6 +190,21 @@ def test_a_client_that_reads_slowly_but_steadily_gets_its_whole_answer(guarded: 
             time.sleep(0.04)  # the speed of the line
         assert time.monotonic() - began_s > KEEP_ALIVE_S + LIMITS.body_timeout_s
     assert guarded.refused == []
+
+
+def test_58_over_tls_little_is_read_of_an_upload_after_its_answer_which_is_seen(over_tls: tuple[Guarded, ssl.SSLContext]) -> None:
+    """TLS says goodbye by reading until the other side does: a flood would be decrypted for as long as that is waited for."""
+    guarded, context = over_tls
+    with guarded.connect() as connection:
+        connection.socket = context.wrap_socket(connection.socket, server_hostname="127.0.0.1")
+        connection.request("POST", "/early", "Content-Length: 1000000000")
+        sent_bytes = 0
+        with contextlib.suppress(ssl.SSLError, ConnectionError):
+            while sent_bytes < 1_000_000_000:
+                sent_bytes += connection.socket.send(bytes(65_536))
+        assert sent_bytes < MAX_DISCARDED_BYTES + KERNEL_BUFFERS_BYTES
+        assert connection.answer().status == 413
+    wait_for(lambda: not guarded.connections())
 
 
 def test_of_many_pipelined_requests_a_bounded_number_is_served_and_the_connection_ends(guarded: Guarded) -> None:
