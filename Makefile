@@ -34,7 +34,7 @@ check: .venv/.check
 	$(BIN)/python locks/lock.py --check
 	$(BIN)/python locks/audit.py
 
-bench: .venv/.demo
+bench: .venv/.bench
 	$(BIN)/python -m benchmarks $(ARGS)
 
 fuzz: .venv/.check
@@ -55,7 +55,7 @@ clean:
 	@locks/venv.sh '$(PYTHON)'
 	@touch $@
 
-.venv/.demo .venv/.test .venv/.check: .venv/.%: locks/%.txt .venv/.build pyproject.toml
+.venv/.demo .venv/.test .venv/.check .venv/.bench: .venv/.%: locks/%.txt .venv/.build pyproject.toml
 	locks/uv.sh pip install --python $(BIN)/python --require-hashes --only-binary :all: -r $<
 	locks/uv.sh pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@# Compiles to bytecode what a start imports, so that the first one is as quick as every other.

@@ -26,9 +26,11 @@ LOCKS = {
         "--group=test",
         "--group=check",
         "--group=fuzz",
+        "--group=bench",
     ),
     "test": (*PROJECT, "--extra=demo", "--extra=postgres", "--extra=redis", "--group=test"),
     "demo": (*PROJECT, "--extra=demo"),
+    "bench": (*PROJECT, "--extra=demo", "--group=bench"),
     "serve": (*PROJECT, "--extra=postgres", "--extra=redis", "--overrides=locks/base-image.in"),
     "build": ("--group=build",),
 }
