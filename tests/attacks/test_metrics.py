@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ import psutil
 import pytest
 
 from api.errors import KINDS
+from api.metric_files import SIZES_BYTES
 from support.held import API, ENGINE, Held, connection_to
 from support.raw_http import RawConnection
 from support.redis_server import RedisServer, redis_server
@@ -96,8 +98,10 @@ def test_107_no_label_is_the_callers(pair: Service, scrape: Callable[[], Scrape]
     assert after.labels(requests, "route") <= routes
     assert after.labels(requests, "method") <= {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"}
     assert after(requests, method="other") > before(requests, method="other")
+    refusals = "lensgate_refusals_total"
+    assert after(refusals, reason="malformed_body") > before(refusals, reason="malformed_body"), "what the wire guard refuses is counted"
     assert after.labels(requests, "status") <= {"200", "499", *(str(kind.status) for kind in KINDS.values())}
-    assert after.labels("lensgate_refusals_total", "reason") <= {*KINDS, "silent", "unread", "invalid_client"}
+    assert after.labels(refusals, "reason") <= {*KINDS, "silent", "unread", "invalid_client"}
     assert not [word for word in ("zzz", "token-", "path-", "mine", "PROPFIND") if word in after.text]
     assert len(after.samples) - len(before.samples) < 100
 
@@ -199,3 +203,21 @@ def test_the_values_go_with_the_service(start_gate: Callable[..., Service], kill
         assert service.stop() == 0
     psutil.wait_procs(workers, timeout=60)
     assert not folder.exists()
+
+
+def test_117_a_disk_that_is_full_from_the_start_costs_the_sums_and_nothing_else(start_gate: Callable[..., Service], coffee: bytes) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SIZES_BYTES["counter"] - 1, hard))  # the registry needs less
+    try:
+        service = start_gate(ready=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    service.wait_ready()
+    token = service.token(service.create_client("full", "predict", "metrics"))
+    answered(service, service.predict(coffee, token))
+    now = Scrape(service.get("/metrics", token))
+    assert now("lensgate_requests_total", route="/predict", status="200") == 1
+    assert not [sample for sample in now.samples if sample.name.endswith("_created")]
+    assert len([line for line in service.log if line["event"] == "metrics_not_shared"]) == 1
+    (worker,) = service.children(API)
+    assert not [mapped.path for mapped in worker.memory_maps() if "lensgate-metrics-" in mapped.path]
