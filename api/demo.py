@@ -103,7 +103,8 @@ def _settings(folder: Path, port: int, model: str) -> Settings:
 
 
 def _inference(model: str) -> InferenceSettings:
-    return InferenceSettings(model=model, weights=_WEIGHTS[model])
+    # Not compiled: that takes longer than the whole demo.
+    return InferenceSettings(model=model, weights=_WEIGHTS[model], compile="off")
 
 
 async def _demo(folder: Path, photographs: Sequence[Path], *, once: bool, port: int, models: Sequence[str], console: Console) -> None:

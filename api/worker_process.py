@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 import sys
@@ -25,6 +24,7 @@ from api.metrics import Metrics
 from api.server import Server, allow_many_connections
 from api.services import Services
 from api.settings import Settings
+from inference.cores import usable_cores
 from inference.process_engine import ProcessEngine
 from security.clients import ClientRegistry
 from security.database import Database
@@ -55,7 +55,7 @@ async def _open_services(settings: Settings, engine_sockets: Sequence[Path], met
     await rates.start()
     engine = ProcessEngine(engine_sockets, max_pending=settings.inference.queue_size)
     engine.start()
-    threads = max(1, os.cpu_count() or 1)
+    threads = usable_cores()
     decoder = DecodePool(max_pixels=settings.inference.max_pixels, threads=threads, max_waiting=threads * _MAX_WAITING_DECODES_PER_THREAD)
     polls = [
         asyncio.create_task(keys.run(), name="poll keys"),

@@ -20,7 +20,7 @@ _RECONNECT_MIN_S: Final = 0.02
 _RECONNECT_MAX_S: Final = 0.5
 _ABSENT: Final = EngineStatus(phase="starting", detail="The engine is starting.")
 _GONE: Final = EngineStatus(phase="unavailable", detail="The engine has stopped and is being restarted.")
-_PHASES: Final[tuple[Phase, ...]] = ("unavailable", "starting", "downloading", "loading", "warming", "ready")
+_PHASES: Final[tuple[Phase, ...]] = ("unavailable", "starting", "downloading", "loading", "compiling", "warming", "ready")
 
 _log: Final = structlog.get_logger()
 

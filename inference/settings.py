@@ -45,6 +45,13 @@ class InferenceSettings(BaseModel):
         default="auto",
         description="auto picks bf16 where the device is fast at it, else fp32.",
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description=(
+            "Compile the model for this machine's CPU: once, in about a minute, and kept in the user's cache folder. "
+            "auto goes on without where there is no C++ compiler, on stops instead. A GPU needs none."
+        ),
+    )
     max_batch: int = Field(default=8, ge=1, le=256, description="The most pictures in one forward pass.")
     queue_size: int = Field(default=256, ge=1, le=65536, description="The most pictures waiting in one engine; one more is answered 503.")
     deadline_s: float = Field(

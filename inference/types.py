@@ -43,7 +43,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A label for each class id, in order; its length is the number of classes."""
 
 
-Phase = Literal["starting", "downloading", "loading", "warming", "ready", "unavailable"]
+Phase = Literal["starting", "downloading", "loading", "compiling", "warming", "ready", "unavailable"]
 
 
 class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Work-conserving batching: when the device is free it takes what waits, up to the batch size. There is no timer."""
+"""Work-conserving batching: when a lane of the device is free it takes what waits, up to the batch size. There is no timer."""
 
 from __future__ import annotations
 
@@ -30,12 +30,17 @@ class BatchModel(Protocol):
         """The most pictures that `infer` takes at once."""
         ...
 
-    def infer(self, pixels: Sequence[Pixels]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Class ids and probabilities, each `[N, K]`, most probable first."""
+    @property
+    def lanes(self) -> int:
+        """How many batches can run at once, each on a thread of its own."""
         ...
 
-    def self_test(self) -> None:
-        """Run a fixed picture; raise `InferenceFailed` when the answer is not the one of warm-up."""
+    def infer(self, pixels: Sequence[Pixels], *, lane: int, alone: bool) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Class ids and probabilities, each `[N, K]`, most probable first; `alone` says that no other lane has work."""
+        ...
+
+    def self_test(self, lane: int) -> None:
+        """Run a fixed picture on a lane; raise `InferenceFailed` when the answer is not the one of warm-up."""
         ...
 
 
@@ -43,12 +48,12 @@ Answers = list[tuple[Entry, Result | Failure]]
 
 
 class Batcher:
-    """Draws batches from the queue and runs them, on one thread that owns the device.
+    """Draws batches from the queue and runs them, on one thread for each lane of the device.
 
     Args:
-        deliver: called on that thread, once a batch, with the answer of each of its pictures.
+        deliver: called on those threads, once a batch, with the answer of each of its pictures.
         metrics: what is measured here.
-        seconds_per_batch: what a full batch took at warm-up, from which the running means start.
+        seconds_per_batch: what a full batch took at warm-up while all lanes had one, from which the running means start.
         self_test_every_s: how often the device must prove that it still computes as it did at warm-up.
     """
 
@@ -69,7 +74,13 @@ class Batcher:
         # By batch size: a batch of one takes more time an image than a full one, so its pace says nothing of a full queue's.
         self._seconds_by_size = [seconds_per_batch] * (model.max_batch + 1)
         self._self_test_every_s = self_test_every_s
-        self._running = 0
+        self._running = [0] * model.lanes
+        """How many pictures each lane runs at this moment."""
+
+    @property
+    def lanes(self) -> int:
+        """How many threads `run` wants, each with its own lane."""
+        return self._model.lanes
 
     def admit(self, entry: Entry) -> Failure | None:
         """Queue one picture, or say why not: a full queue, or a predicted wait past its deadline, is refused at once."""
@@ -81,11 +92,13 @@ class Batcher:
 
     def predicted_wait_s(self) -> float:
         """How long a picture that came now would wait for its batch to start, from the measured times of the device."""
-        running_s = self._seconds_by_size[self._running] if self._running else 0.0
-        return running_s + len(self._queue) // self._model.max_batch * self._seconds_by_size[self._model.max_batch]
+        full_batches = len(self._queue) // self._model.max_batch
+        # The lane that is free first takes it: one that is idle now, or the one with the shortest batch.
+        running_s = min(self._seconds_by_size[size] if size else 0.0 for size in self._running)
+        return running_s + full_batches * self._seconds_by_size[self._model.max_batch] / self._model.lanes
 
-    def run(self) -> None:
-        """Run batches until the queue is closed. Blocks; call it on the thread that owns the device.
+    def run(self, lane: int) -> None:
+        """Run one lane's batches until the queue is closed. Blocks; call it on the thread that the lane belongs to.
 
         Raises:
             InferenceFailed: the device does not compute as it did at warm-up; nothing that it says can be trusted.
@@ -96,26 +109,27 @@ class Batcher:
             if late:
                 self._deliver([(entry, Failure(entry.id, "deadline")) for entry in late])
             if batch:
-                self._run(batch)
+                self._run(batch, lane)
             if batch or late:
                 self._measure_queue()
             if time.monotonic() >= next_test_s:
-                self._model.self_test()
+                self._model.self_test(lane)
                 next_test_s = time.monotonic() + self._self_test_every_s
 
-    def _run(self, batch: list[Entry]) -> None:
-        self._running = len(batch)
+    def _run(self, batch: list[Entry], lane: int) -> None:
+        self._running[lane] = len(batch)
+        alone = sum(map(bool, self._running)) == 1 and not len(self._queue)
         self._measure_queue()
         started_ns = time.monotonic_ns()
         try:
-            class_ids, probabilities = self._model.infer([entry.pixels for entry in batch])
+            class_ids, probabilities = self._model.infer([entry.pixels for entry in batch], lane=lane, alone=alone)
         except Exception:  # noqa: BLE001  whatever the device raises, its callers get an answer and the next batch is tried
             _log.exception("forward_failed", batch_size=len(batch))
             self._metrics.batch_failed()
             self._deliver([(entry, Failure(entry.id, "failed")) for entry in batch])
             return
         finally:
-            self._running = 0
+            self._running[lane] = 0
         elapsed_s = (time.monotonic_ns() - started_ns) / 1e9
         self._seconds_by_size[len(batch)] += _SMOOTHING * (elapsed_s - self._seconds_by_size[len(batch)])
         ids, scores = class_ids.tolist(), probabilities.tolist()

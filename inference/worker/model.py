@@ -2,60 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, Protocol
 
 import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
+from inference.cores import usable_cores
 from inference.errors import InferenceFailed, ModelLoadError
 from inference.settings import InferenceSettings
 from inference.types import ModelInfo, Pixels
+from inference.worker.aot_library import AotLibrary
+from inference.worker.cpu_lane import CpuLane
+from inference.worker.cuda_lane import CudaLane
 from inference.worker.device import dtype_of, resolve_device, resolve_precision
+from inference.worker.pixel_graph import PixelGraph
 from inference.worker.weights import LoadedWeights
 
-MAX_TOP_K = 100
+MAX_TOP_K: Final = 100
 """The most classes that a prediction can name (the contract's `top_k`)."""
 
 # Up to here every batch size is run once at warm-up; above, doubling sizes are, as the libraries choose their kernels by magnitude.
-_EACH_SIZE_UP_TO = 8
+_EACH_SIZE_UP_TO: Final = 8
+_CPU_LANES: Final = 2
 # Two runs of one batch on one device agree to far less than this; a broken device does not come near.
-_SELF_TEST_TOLERANCE = 1e-2
+_SELF_TEST_TOLERANCE: Final = 1e-2
+
+
+class Lane(Protocol):
+    """Runs one batch at a time, on the thread that owns it, beside the other lanes of the device."""
+
+    def logits(self, pixels: Sequence[Pixels], *, alone: bool) -> torch.Tensor:
+        """`[N, classes]` float32 logits, on the device; `alone` says that no other lane has work."""
+        ...
 
 
 class DeviceModel:
-    """Runs batches of pictures. Not thread-safe: one thread owns it, since it has one staging buffer."""
+    """Runs batches of pictures, on each of its lanes one at a time: each lane belongs to one thread.
+
+    Args:
+        loaded: the network, which is taken over.
+        settings: `device`, `precision` and `max_batch` are read.
+        library: the compiled form of the network, which is then run instead.
+
+    Raises:
+        ModelLoadError: the device is not there or its memory is too small.
+    """
 
     info: ModelInfo
     """With the precision and the device that it really runs with."""
     max_batch: int
 
-    def __init__(self, loaded: LoadedWeights, settings: InferenceSettings) -> None:
-        """Choose device and precision by the settings and move `loaded.module` there, in place.
-
-        Raises:
-            ModelLoadError: the device is not there or its memory is too small.
-        """
+    def __init__(self, loaded: LoadedWeights, settings: InferenceSettings, library: Path | None = None) -> None:
         self._device = resolve_device(settings.device)
         precision = resolve_precision(settings.precision, self._device)
         self.max_batch = settings.max_batch
         self.info = msgspec.structs.replace(loaded.info, precision=precision, device=str(self._device))
+        self.compiled = library is not None
         self._top_k = min(MAX_TOP_K, len(self.info.labels))
-        if self._device.type == "cuda" and precision == "fp32":
-            # cuDNN would otherwise compute convolutions in TF32, with 10 bits of mantissa instead of the 23 that were asked for.
-            torch.backends.cudnn.allow_tf32 = False
         crop_px = self.info.preprocessing.crop_px
         try:
-            self._graph = PixelGraph(loaded, dtype_of(precision)).to(self._device)
-            self._staging = torch.empty((self.max_batch, crop_px, crop_px, 3), dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+            self._lanes = self._cuda_lanes(loaded) if self._device.type == "cuda" else self._cpu_lanes(loaded, library)
         except torch.OutOfMemoryError as error:
             raise ModelLoadError(f"{self.info.name} does not fit into the memory of {self._device}.") from error
-        self._staging_array = self._staging.numpy()
         generator = np.random.default_rng(0)
         self._probe: Pixels = generator.integers(0, 256, size=(crop_px, crop_px, 3), dtype=np.uint8)
         self._probe_probabilities: NDArray[np.float32] | None = None
+
+    def _cpu_lanes(self, loaded: LoadedWeights, library: Path | None) -> Sequence[Lane]:
+        cores = usable_cores()
+        lanes = min(_CPU_LANES, cores)
+        graph: Callable[[torch.Tensor], torch.Tensor]
+        if library is None:
+            graph = PixelGraph(loaded, dtype_of(self.info.precision))
+        else:
+            graph = AotLibrary(library, classes=len(self.info.labels), concurrency=lanes)
+        crop_px = self.info.preprocessing.crop_px
+        return [CpuLane(graph, max_batch=self.max_batch, crop_px=crop_px, cores=cores, share=cores // lanes) for _ in range(lanes)]
+
+    def _cuda_lanes(self, loaded: LoadedWeights) -> Sequence[Lane]:
+        if self.info.precision == "fp32":
+            # cuDNN would otherwise compute convolutions in TF32, with 10 bits of mantissa instead of the 23 that were asked for.
+            torch.backends.cudnn.allow_tf32 = False
+        graph = PixelGraph(loaded, dtype_of(self.info.precision)).to(self._device)
+        return [CudaLane(graph, device=self._device, max_batch=self.max_batch, crop_px=self.info.preprocessing.crop_px)]
+
+    @property
+    def lanes(self) -> int:
+        """How many batches can run at once."""
+        return len(self._lanes)
 
     def warm_up(self) -> None:
         """Run real forward passes, the largest batch first, so that no caller meets a first-time cost or a shortage of memory.
@@ -68,7 +107,8 @@ class DeviceModel:
         sizes = {size for size in range(1, self.max_batch + 1) if size <= _EACH_SIZE_UP_TO or size & (size - 1) == 0} | {self.max_batch}
         for size in sorted(sizes, reverse=True):
             try:
-                _ids, probabilities = self.infer([self._probe] * size)
+                for alone in (False, True):  # each has kernels of its own
+                    _ids, probabilities = self.infer([self._probe] * size, alone=alone)
             except torch.OutOfMemoryError as error:
                 raise ModelLoadError(
                     f"A batch of {size} pictures does not fit into the memory of {self._device}: lower LENSGATE_INFERENCE__MAX_BATCH."
@@ -84,11 +124,20 @@ class DeviceModel:
                 )
             self._probe_probabilities = probabilities[0]
 
-    def infer(self, pixels: Sequence[Pixels]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def seconds_per_full_batch(self) -> float:
+        """Measure how long one batch of `max_batch` pictures takes while no lane is idle, in seconds."""
+        began_s = time.monotonic()
+        self.infer([self._probe] * self.max_batch)
+        # They share the device: each takes as many times as long as there are lanes.
+        return (time.monotonic() - began_s) * self.lanes
+
+    def infer(self, pixels: Sequence[Pixels], *, lane: int = 0, alone: bool = True) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Classify 1 to `max_batch` pictures in one forward pass.
 
         Args:
             pixels: each `[crop_px, crop_px, 3]` uint8 RGB.
+            lane: which lane runs them, from 0; no other thread may use it meanwhile.
+            alone: no other lane has work.
 
         Returns:
             The class ids `[N, K]` and their softmax probabilities `[N, K]`, most probable first, K = min(100, classes). A picture whose
@@ -98,17 +147,17 @@ class DeviceModel:
             ValueError: there are too few or too many pictures, or one has another shape or type; nothing was run.
             RuntimeError: torch's, when the device fails.
         """
-        logits = self._forward(pixels)
+        logits = self._lanes[lane].logits(pixels, alone=alone)
         with torch.inference_mode():
             probabilities, ids = torch.softmax(logits, dim=1).topk(self._top_k, dim=1)
             return ids.cpu().numpy(), probabilities.cpu().numpy()
 
     def logits(self, pixels: Sequence[Pixels]) -> NDArray[np.float32]:
         """Return the float32 logits `[N, classes]`, in class order, for the same pictures as `infer` takes; for comparisons."""
-        return self._forward(pixels).cpu().numpy()
+        return self._lanes[0].logits(pixels, alone=True).cpu().numpy()
 
-    def self_test(self) -> None:
-        """Run one picture and compare with what it gave at warm-up: a device that has died or computes nonsense shows here.
+    def self_test(self, lane: int = 0) -> None:
+        """Run one picture on a lane and compare with what it gave at warm-up: a device that has died or computes nonsense shows here.
 
         Raises:
             InferenceFailed: the pass failed or the answer has changed.
@@ -116,52 +165,8 @@ class DeviceModel:
         if self._probe_probabilities is None:
             raise InferenceFailed("The model has not been warmed up.")
         try:
-            _ids, probabilities = self.infer([self._probe])
+            _ids, probabilities = self.infer([self._probe], lane=lane, alone=False)
         except RuntimeError as error:
             raise InferenceFailed("The device does not run the model any more.") from error
         if not np.allclose(probabilities[0], self._probe_probabilities, rtol=0, atol=_SELF_TEST_TOLERANCE):
             raise InferenceFailed("The device computes other numbers than when it started.")
-
-    def _forward(self, pixels: Sequence[Pixels]) -> torch.Tensor:
-        count = len(pixels)
-        if not 1 <= count <= self.max_batch:
-            raise ValueError(f"a batch has 1 to {self.max_batch} pictures, not {count}")
-        shape = self._staging_array.shape[1:]
-        for index, picture in enumerate(pixels):
-            # numpy would stretch a smaller array to fit, without a word.
-            if picture.shape != shape or picture.dtype != np.uint8:
-                raise ValueError(f"a picture is {shape} uint8, not {picture.shape} {picture.dtype}")
-            self._staging_array[index] = picture
-        with torch.inference_mode():
-            batch = self._staging[:count].to(self._device, non_blocking=True)
-            logits: torch.Tensor = self._graph(batch)
-            return logits
-
-
-class PixelGraph(nn.Module):
-    """The network with its normalisation in front: `[N,H,W,3]` uint8 to `[N,classes]` float32 logits."""
-
-    scale: torch.Tensor
-    bias: torch.Tensor
-
-    def __init__(self, loaded: LoadedWeights, dtype: torch.dtype) -> None:
-        """Take `loaded.module` over, converted in place to `dtype` and channels-last memory."""
-        super().__init__()
-        mean = torch.tensor(loaded.mean, dtype=torch.float64).view(1, 3, 1, 1)
-        std = torch.tensor(loaded.std, dtype=torch.float64).view(1, 3, 1, 1)
-        # (pixel / 255 - mean) / std as one multiply-add.
-        self.register_buffer("scale", (1 / (255 * std)).float())
-        self.register_buffer("bias", (-mean / std).float())
-        self._dtype = dtype
-        self._network = loaded.module.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # untyped in torch
-        for layer in self._network.modules():
-            # The running variance spans many powers of two, and 8 bits of mantissa lose accuracy for no speed (measured: none gained).
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.float()
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Normalise in float32, where the subtraction of the mean costs no accuracy, then run the network in its own precision."""
-        # The permuted view of pictures in rows is channels-last memory already: nothing is copied.
-        planes = pixels.permute(0, 3, 1, 2).to(torch.float32)
-        logits: torch.Tensor = self._network(torch.addcmul(self.bias, planes, self.scale).to(self._dtype))
-        return logits.float()

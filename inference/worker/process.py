@@ -1,18 +1,18 @@
-"""The engine process: load, warm up, serve until told to stop. One event loop for the wire, one thread for the device."""
+"""The engine process: load, warm up, serve until told to stop. One event loop for the wire, one thread for each lane of the device."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import structlog
 
-from inference.errors import ModelLoadError
 from inference.settings import InferenceSettings
 from inference.types import EngineStatus
 from inference.worker.batcher import Batcher
@@ -21,9 +21,6 @@ from inference.worker.queue import FairQueue
 from inference.worker.server import EngineServer
 
 _log: Final = structlog.get_logger()
-
-_PROGRESS_EVERY_S: Final = 0.5
-_LOG_PROGRESS_EVERY_S: Final = 10.0
 
 
 async def serve(
@@ -47,15 +44,28 @@ async def serve(
     await server.listen(socket)
     failed: asyncio.Future[None] = loop.create_future()
 
-    def work() -> None:
-        try:
-            _load_and_run(candidates, server, queue, connect_timeout_s, metrics)
-        except BaseException as error:  # noqa: BLE001  handed to the loop's thread, which raises it
-            loop.call_soon_threadsafe(failed.set_exception, error)
+    def fail(error: BaseException) -> None:
+        if not failed.done():
+            failed.set_exception(error)
 
-    # A daemon: a forward pass or a download cannot be interrupted, and must not keep a stopped engine alive.
-    device_thread = threading.Thread(target=work, name="device", daemon=True)
-    device_thread.start()
+    def start(name: str, work: Callable[[], None]) -> None:
+        def guarded() -> None:
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001  handed to the loop's thread, which raises it
+                with contextlib.suppress(RuntimeError):  # the loop has closed: the engine is ending anyway
+                    loop.call_soon_threadsafe(fail, error)
+
+        # A daemon: a forward pass or a download cannot be interrupted, and must not keep a stopped engine alive.
+        threading.Thread(target=guarded, name=name, daemon=True).start()
+
+    def load_and_run() -> None:
+        batcher = _load(candidates, server, queue, connect_timeout_s, metrics)
+        for lane in range(1, batcher.lanes):
+            start(f"lane-{lane}", partial(batcher.run, lane))
+        batcher.run(0)
+
+    start("lane-0", load_and_run)
     stopped = asyncio.create_task(stop.wait())
     waits: set[asyncio.Future[Any]] = {stopped, failed}
     try:
@@ -68,40 +78,23 @@ async def serve(
         socket.unlink(missing_ok=True)
 
 
-def _load_and_run(
+def _load(
     candidates: Sequence[InferenceSettings], server: EngineServer, queue: FairQueue, connect_timeout_s: float, metrics: EngineMetrics
-) -> None:
+) -> Batcher:
+    """Make the model ready and open the queue to the API workers."""
     server.publish(EngineStatus(phase="loading", detail="Loading the model."))
     # Imported here: the socket is there, and says so, while torch takes its seconds to load.
     from inference.worker.device import pci_bus_id
     from inference.worker.gpu_metrics import GpuMetrics
-    from inference.worker.model import DeviceModel
-    from inference.worker.weights import LoadedWeights, load_weights
-
-    def first_available() -> tuple[LoadedWeights, InferenceSettings]:
-        for settings in candidates[:-1]:
-            try:
-                return load_weights(settings, progress=_Progress(server), connect_timeout_s=connect_timeout_s), settings
-            except ModelLoadError as error:
-                _log.warning("weights_unavailable", model=settings.model, weights=settings.weights, reason=str(error))
-        last = candidates[-1]
-        return load_weights(last, progress=_Progress(server), connect_timeout_s=connect_timeout_s), last
+    from inference.worker.preparation import prepare_model
 
     started_s = time.monotonic()
-    loaded, settings = first_available()
-    model = DeviceModel(loaded, settings)
-    del loaded
-    server.publish(EngineStatus(phase="warming", detail="Warming up the model."))
-    model.warm_up()
-    side = model.info.preprocessing.crop_px
-    blank = [np.zeros((side, side, 3), np.uint8)] * model.max_batch
-    paced_from_s = time.monotonic()
-    model.infer(blank)
+    model = prepare_model(candidates, publish=server.publish, connect_timeout_s=connect_timeout_s)
     metrics.model_ready(model.info)
     bus_id = pci_bus_id(model.info.device)
     if bus_id is not None:
         GpuMetrics(bus_id).start()
-    batcher = Batcher(queue, model, deliver=server.deliver, metrics=metrics, seconds_per_batch=time.monotonic() - paced_from_s)
+    batcher = Batcher(queue, model, deliver=server.deliver, metrics=metrics, seconds_per_batch=model.seconds_per_full_batch())
     server.admit = batcher.admit
     server.publish(EngineStatus(phase="ready", models=(model.info,)))
     _log.info(
@@ -111,26 +104,7 @@ def _load_and_run(
         digest=model.info.digest,
         device=model.info.device,
         precision=model.info.precision,
+        compiled=model.compiled,
         seconds=round(time.monotonic() - started_s, 3),
     )
-    batcher.run()
-
-
-class _Progress:
-    """Publishes a download's progress, a few times a second at most."""
-
-    def __init__(self, server: EngineServer) -> None:
-        self._server = server
-        self._next_s = 0.0
-        self._next_log_s = 0.0
-
-    def __call__(self, received_bytes: int, total_bytes: int | None) -> None:
-        now_s = time.monotonic()
-        if now_s < self._next_s:
-            return
-        self._next_s = now_s + _PROGRESS_EVERY_S
-        done = f"{received_bytes * 100 // total_bytes} %" if total_bytes else f"{received_bytes // 1_000_000} MB"
-        self._server.publish(EngineStatus(phase="downloading", detail=f"Downloading the weights: {done}."))
-        if now_s >= self._next_log_s:
-            self._next_log_s = now_s + _LOG_PROGRESS_EVERY_S
-            _log.info("weights_downloading", received_bytes=received_bytes, total_bytes=total_bytes)
+    return batcher

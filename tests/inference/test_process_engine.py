@@ -48,6 +48,7 @@ class EchoModel:
     """Answers with the class written in each picture; can be held at the gate, and fails when told to."""
 
     max_batch: int = 4
+    lanes: int = 1
     open: threading.Event = field(default_factory=threading.Event)
     entered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     ran: list[list[int]] = field(default_factory=list)
@@ -55,12 +56,12 @@ class EchoModel:
     tested: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     broken: bool = False
 
-    def self_test(self) -> None:
+    def self_test(self, lane: int) -> None:
         self.tested.release()
         if self.broken:
             raise InferenceFailed("other numbers")
 
-    def infer(self, pixels: Sequence[Pixels]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def infer(self, pixels: Sequence[Pixels], *, lane: int, alone: bool) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         self.entered.release()
         assert self.open.wait(30)
         if self.fails:
@@ -80,7 +81,7 @@ class Stand:
         self.queue = FairQueue(queue_size)
         self.server = EngineServer(self.queue)
         self.batcher = Batcher(self.queue, model, deliver=self.server.deliver, metrics=METRICS, seconds_per_batch=seconds_per_batch)
-        self._thread = threading.Thread(target=self.batcher.run, daemon=True)
+        self._thread = threading.Thread(target=self.batcher.run, args=(0,), daemon=True)
 
     async def start(self) -> None:
         await self.server.listen(self.path)
@@ -320,7 +321,7 @@ def test_the_device_proves_itself_while_nothing_is_asked_and_ends_the_run_when_i
 
     def work() -> None:
         try:
-            batcher.run()
+            batcher.run(0)
         except InferenceFailed as error:
             ended.append(error)
 

@@ -28,7 +28,14 @@ class Service:
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
         self.environment = self.clean_environment(
-            {"LENSGATE_HTTP__PORT": "0", "LENSGATE_LOG__FORMAT": "json", "TMPDIR": str(folder)} | environment
+            {
+                "LENSGATE_HTTP__PORT": "0",
+                "LENSGATE_LOG__FORMAT": "json",
+                # A minute for each model and machine; tests/e2e/test_compiled_model.py compiles.
+                "LENSGATE_INFERENCE__COMPILE": "off",
+                "TMPDIR": str(folder),
+            }
+            | environment
         )
         self.log: list[dict[str, Any]] = []
         self.raw_log: list[str] = []

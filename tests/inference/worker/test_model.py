@@ -25,18 +25,23 @@ _SIDE_PX = 8
 
 
 class _Tiny(nn.Module):
-    """A convolution, a batch norm and a head: quick, and with every kind of layer that the code treats apart."""
+    """Quick, and with every kind of layer that the code treats apart: one batch norm belongs to its convolution, one does not."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.conv = nn.Conv2d(3, 8, 3)
         self.norm = nn.BatchNorm2d(8)
+        self.late_norm = nn.BatchNorm2d(8)
+        for norm in (self.norm, self.late_norm):
+            nn.init.uniform_(norm.running_mean, -0.2, 0.2)  # type: ignore[arg-type]  # tracked by default
+            nn.init.uniform_(norm.running_var, 0.5, 2)  # type: ignore[arg-type]
+            nn.init.uniform_(norm.weight, 0.5, 2)
         self.head = nn.Linear(8, classes)
         self.eval().requires_grad_(requires_grad=False)
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.head(self.norm(self.conv(batch)).relu().mean((2, 3)))
+        logits: torch.Tensor = self.head(self.late_norm(self.norm(self.conv(batch)).relu()).mean((2, 3)))
         return logits
 
 
@@ -123,7 +128,7 @@ def test_at_most_100_classes_are_returned_most_probable_first(classes: int, answ
 def test_the_network_is_given_what_torchvision_would_give_it_in_channels_last_memory() -> None:
     seen: list[torch.Tensor] = []
     loaded = _tiny()
-    loaded.module.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    loaded.module.get_submodule("conv").register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     pixels = _noise(3)
     DeviceModel(loaded, _settings()).infer(pixels)
     transforms = models.ResNet18_Weights.DEFAULT.transforms(crop_size=_SIDE_PX, resize_size=_SIDE_PX)
@@ -139,8 +144,8 @@ def test_the_precision_asked_for_is_the_one_that_runs_with_batch_norm_in_float32
     assert isinstance(module, _Tiny)
     model = DeviceModel(loaded, _settings(precision=precision))
     assert (model.info.precision, model.info.device) == (precision, "cpu")
-    assert (module.conv.weight.dtype, module.head.weight.dtype) == (dtype, dtype)
-    assert (module.norm.weight.dtype, module.norm.running_mean.dtype) == (torch.float32,) * 2  # type: ignore[union-attr]  # tracked by default
+    assert module.head.weight.dtype == dtype
+    assert (module.late_norm.weight.dtype, module.late_norm.running_mean.dtype) == (torch.float32,) * 2  # type: ignore[union-attr]
     exact = DeviceModel(_tiny(), _settings())
     np.testing.assert_allclose(model.logits(_noise(2)), exact.logits(_noise(2)), atol=0.02)
 
@@ -180,9 +185,10 @@ def test_a_picture_of_another_shape_or_type_is_refused_not_stretched(picture: Pi
 def test_warm_up_runs_real_batches_the_largest_first(max_batch: int, sizes: list[int]) -> None:
     seen: list[int] = []
     loaded = _tiny()
-    loaded.module.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].shape[0]))
+    loaded.module.get_submodule("conv").register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].shape[0]))
     DeviceModel(loaded, _settings(max_batch=max_batch)).warm_up()
-    assert seen == sizes
+    # Once with its lane's share of the cores, once with all.
+    assert seen == [size for size in sizes for _ in range(2)]
 
 
 def test_weights_with_a_nan_are_found_at_warm_up() -> None:
@@ -258,7 +264,7 @@ def test_the_self_test_finds_a_device_that_has_died() -> None:
     def die(*_arguments: object) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    loaded.module.register_forward_pre_hook(die)
+    loaded.module.get_submodule("head").register_forward_pre_hook(die)
     with pytest.raises(InferenceFailed, match="does not run the model any more"):
         model.self_test()
 

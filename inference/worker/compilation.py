@@ -1,0 +1,161 @@
+"""Finds the compiled form of a model, or has it made: once for a machine, a PyTorch and a weights file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import structlog
+import torch
+
+from inference.errors import ModelLoadError
+from inference.settings import InferenceSettings
+from inference.worker.weights import LoadedWeights
+
+_FORM: Final = 1
+"""Counted up when what is compiled changes; a library of another form is never found."""
+_TIMEOUT_S: Final = 900.0
+_KEPT_LIBRARIES: Final = 4
+"""As large as its weights each, and of no use once the weights or PyTorch have changed."""
+
+_log: Final = structlog.get_logger()
+
+
+class CompilationUnavailable(Exception):
+    """The model cannot be compiled here; the message is the public reason."""
+
+
+def compiled_model(
+    loaded: LoadedWeights, settings: InferenceSettings, *, device: torch.device, precision: str, on_compiling: Callable[[], object]
+) -> Path | None:
+    """Return the shared library of the compiled model, or None where the model is to run as it is. Blocks, for a minute or more at first.
+
+    Args:
+        loaded: names what is compiled.
+        settings: `compile` is read: `off` never compiles, `auto` goes on without where it is not possible and says so in the log.
+        device: only models on the CPU are compiled; a GPU runs CUDA graphs, which need no compiler.
+        precision: `fp32`, `bf16` or `fp16`.
+        on_compiling: called when the wait begins.
+
+    Raises:
+        ModelLoadError: `compile` is `on` and it is not possible here.
+    """
+    if settings.compile == "off" or (settings.compile == "auto" and device.type != "cpu"):
+        return None
+    if device.type != "cpu":
+        raise ModelLoadError(f"LENSGATE_INFERENCE__COMPILE=on compiles for the CPU only, and the model runs on {device}: use auto.")
+    try:
+        return _find_or_make(loaded, settings, precision, on_compiling)
+    except CompilationUnavailable as error:
+        if settings.compile == "on":
+            raise ModelLoadError(f"LENSGATE_INFERENCE__COMPILE=on, but {error}.") from error
+        _log.warning("model_not_compiled", model=loaded.info.name, reason=str(error))
+        return None
+
+
+def _find_or_make(loaded: LoadedWeights, settings: InferenceSettings, precision: str, on_compiling: Callable[[], object]) -> Path:
+    folder = _cache_folder()
+    library = folder / f"{_key(loaded, precision)}.so"
+    if library.exists():
+        _refuse_what_others_can_write(library)
+        os.utime(library)
+        return library
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise CompilationUnavailable(f"there is no C++ compiler here ({compiler})")
+    on_compiling()
+    began_s = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=folder, prefix="compiling-") as work:
+        made = Path(work) / "model.so"
+        _compile(settings, precision, made, Path(work))
+        made.chmod(0o600)
+        made.replace(library)
+    _log.info("model_compiled", model=loaded.info.name, seconds=round(time.monotonic() - began_s, 1))
+    _forget_old(folder)
+    return library
+
+
+def _compile(settings: InferenceSettings, precision: str, library: Path, work: Path) -> None:
+    job = {"settings": settings.model_dump(mode="json"), "precision": precision, "library": str(library)}
+    with (work / "log").open("w+b") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "inference.worker.compile_process"],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"), "TMPDIR": str(work)},
+            # A process group of its own, so that it can end its compilers with itself.
+            start_new_session=True,
+        )
+        assert process.stdin is not None
+        try:
+            process.stdin.write(json.dumps(job).encode() + b"\n")
+            process.stdin.flush()
+            code = process.wait(_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            raise CompilationUnavailable(f"the compilation took longer than {_TIMEOUT_S:.0f} seconds") from None
+        except BrokenPipeError:
+            code = process.wait()
+        finally:
+            process.stdin.close()  # ends it, if it still runs
+            process.wait()
+        if code != 0:
+            log.seek(0)
+            lines = log.read().decode(errors="replace").strip().splitlines()
+            raise CompilationUnavailable(f"the compilation failed: {lines[-1] if lines else f'exit code {code}'}")
+
+
+def _cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/lensgate/compiled`, as the XDG Base Directory Specification names it, made where it is not there."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = base / "lensgate" / "compiled"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except (OSError, RuntimeError) as error:
+        raise CompilationUnavailable(f"there is no folder to keep the compiled model in ({error})") from error
+    _refuse_what_others_can_write(folder)
+    if not os.access(folder, os.W_OK):
+        raise CompilationUnavailable(f"{folder} cannot be written")
+    return folder
+
+
+def _refuse_what_others_can_write(path: Path) -> None:
+    """What lies there is run as our own code."""
+    status = path.stat()
+    if status.st_uid not in (os.geteuid(), 0) or status.st_mode & 0o022:
+        raise CompilationUnavailable(f"{path} belongs to somebody else or can be written by others")
+
+
+def _key(loaded: LoadedWeights, precision: str) -> str:
+    """Names all that the library depends on: a change of any gives another name."""
+    info = loaded.info
+    parts = (
+        *(_FORM, torch.__version__, platform.machine(), _cpu_features()),
+        *(info.name, info.digest, len(info.labels), info.preprocessing.crop_px, loaded.mean, loaded.std, precision),
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def _cpu_features() -> str:
+    """The instruction sets that the compiler may use (`-march=native`)."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+
+
+def _forget_old(folder: Path) -> None:
+    libraries = sorted(folder.glob("*.so"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for library in libraries[_KEPT_LIBRARIES:]:
+        library.unlink(missing_ok=True)

@@ -1,0 +1,45 @@
+"""Runs batches on the CPU: one lane of several that share its cores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from inference.types import Pixels
+from inference.worker.staging import Staging
+
+
+class CpuLane:
+    """One batch at a time, with all cores when it is alone and with its share of them when other lanes compute too.
+
+    Threads that share one forward pass wait for one another some hundred times in it. As long as each has a core, that is cheap; as soon as
+    a decoder or a second batch wants one of those cores, all wait for the one that was stopped. So the batches of a busy engine run beside
+    one another instead, each on cores of its own.
+
+    Args:
+        graph: `[N,H,W,3]` uint8 to `[N,classes]` float32 logits; called from this lane's thread alone, but lanes share it.
+        max_batch: the most pictures at once.
+        crop_px: their side.
+        cores: how many threads a batch gets that is alone.
+        share: how many it gets otherwise.
+    """
+
+    def __init__(self, graph: Callable[[torch.Tensor], torch.Tensor], *, max_batch: int, crop_px: int, cores: int, share: int) -> None:
+        self._graph = graph
+        self._staging = Staging(max_batch, crop_px)
+        self._cores = cores
+        self._share = share
+
+    def logits(self, pixels: Sequence[Pixels], *, alone: bool) -> torch.Tensor:
+        """Run one forward pass: `[N, classes]` float32 logits for 1 to `max_batch` pictures.
+
+        Raises:
+            ValueError: the pictures are not as they must be; nothing was run.
+            RuntimeError: torch's, when the pass fails.
+        """
+        batch = self._staging.fill(pixels)
+        # Of this thread: OpenMP keeps the number for each.
+        torch.set_num_threads(self._cores if alone else self._share)
+        with torch.inference_mode():
+            return self._graph(batch)
