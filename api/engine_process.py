@@ -46,6 +46,9 @@ def main() -> None:
     # torch makes this folder as soon as it is loaded; here it goes with the process.
     cache_dir = Path(config["socket"]).with_suffix(".inductor")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_dir)
+    # How long torch's threads look for one another before they sleep: some 20 µs. GNU OpenMP's own default is milliseconds, and as soon as
+    # anything else wants a core, the looking keeps it from the very thread that is waited for (docs/performance.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     code = 0
     try:
         uvloop.run(_run(config))
