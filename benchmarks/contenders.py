@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import urllib.parse
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,9 @@ from benchmarks.processes import Tree, environment, free_port
 Stub = Literal["", "model", "model,decode", "decode"]
 """What is left out: nothing, the model, the model and the decoder, or (to fill the memory of an engine quickly) the decoder."""
 Body = Literal["raw", "json"]
+
+QUICK_START = {"LENSGATE_INFERENCE__COMPILE": "off", "LENSGATE_INFERENCE__MAX_BATCH": "2"}
+"""Where compiling and warming up take too long."""
 
 _STUBS = Path(__file__).parent / "stubs"
 _NO_LIMIT = "900000000/minute"
@@ -60,11 +64,9 @@ class Model:
     precision: str = "auto"
     """Lensgate's choice is given to the others."""
     max_batch: int = 8
-    compile: str = "auto"
-    """Lensgate's setting."""
 
 
-def start_lensgate(folder: Path, stub: Stub, model: Model | None, *, extra: dict[str, str] | None = None) -> Contender:
+def start_lensgate(folder: Path, stub: Stub, model: Model | None, *, extra: Mapping[str, str] | None = None) -> Contender:
     """`lensgate serve` with the full gate: a token, limits that are counted, a JSON log. Ready when this returns."""
     port = free_port()
     tiers = {"standard": {"images": _NO_LIMIT, "in_flight": 1024}}
@@ -75,15 +77,15 @@ def start_lensgate(folder: Path, stub: Stub, model: Model | None, *, extra: dict
         "LENSGATE_SECURITY__TOKEN_TTL_S": "86400",
         "LENSGATE_LOG__FORMAT": "json",
         "XDG_CACHE_HOME": str(folder.parent.parent / "cache"),  # where it keeps what it compiled
-    } | (extra or {})
+    }
     if model is not None:
         settings |= {
             "LENSGATE_INFERENCE__MODEL": model.name,
             "LENSGATE_INFERENCE__WEIGHTS": str(model.weights),
             "LENSGATE_INFERENCE__PRECISION": model.precision,
             "LENSGATE_INFERENCE__MAX_BATCH": str(model.max_batch),
-            "LENSGATE_INFERENCE__COMPILE": model.compile,
         }
+    settings |= extra or {}
     if stub:
         settings |= {"BENCH_STUBBED": str(stub), "PYTHONPATH": str(_STUBS)}
     tree = Tree("lensgate", ["-m", "api.cli", "serve"], folder, settings)

@@ -36,7 +36,7 @@ def worker_memory(folder: Path, requests: int) -> dict[str, float]:
     contender = start_lensgate(folder / "memory" / "worker", "model", None)
     try:
         before_mib = max(_rss_mib(one) for one in _children(contender, "api.worker_process"))
-        measure(contender, write_request(contender, "raw", "small", folder), _CONNECTIONS, 1.0, requests=requests)
+        _send(contender, write_request(contender, "raw", "small", folder), requests)
         time.sleep(_REST_S)
         after_mib = max(_rss_mib(one) for one in _children(contender, "api.worker_process"))
     finally:
@@ -46,8 +46,8 @@ def worker_memory(folder: Path, requests: int) -> dict[str, float]:
 
 def engine_memory(folder: Path, requests: int) -> dict[str, Any]:
     """The engine's resident memory, in MiB, as the mean over each tenth of `requests`."""
-    model = Model(random_weights("shufflenet_v2_x0_5", folder), name="shufflenet_v2_x0_5", precision="fp32", compile="off")
-    contender = start_lensgate(folder / "memory" / "engine", "decode", model)
+    model = Model(random_weights("shufflenet_v2_x0_5", folder), name="shufflenet_v2_x0_5", precision="fp32")
+    contender = start_lensgate(folder / "memory" / "engine", "decode", model, extra={"LENSGATE_INFERENCE__COMPILE": "off"})
     try:
         engine = _children(contender, "api.engine_process")[0]
         request = write_request(contender, "raw", "small", folder)
@@ -76,11 +76,17 @@ def _mean_during(engine: psutil.Process, contender: Contender, request: Path, re
     sampler = threading.Thread(target=sample)
     sampler.start()
     try:
-        measure(contender, request, _CONNECTIONS, 1.0, requests=requests)
+        _send(contender, request, requests)
     finally:
         done.set()
         sampler.join()
     return statistics.fmean(samples_mib or [_rss_mib(engine)])
+
+
+def _send(contender: Contender, request: Path, requests: int) -> None:
+    result = measure(contender, request, _CONNECTIONS, 1.0, requests=requests)
+    if result.errors:
+        raise RuntimeError(f"{result.errors} errors: {result.first_error}\n{contender.tree.log_tail()}")
 
 
 def _children(contender: Contender, module: str) -> Sequence[psutil.Process]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -45,11 +45,14 @@ class Choice:
 
     contenders: Sequence[str] = CONTENDERS
     with_real_model: Sequence[str] = CONTENDERS
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Of Lensgate, by the names of its environment."""
     precisions: Sequence[str] = ()
     """Of the raw forward pass; empty: float32, and the one that Lensgate chose."""
-    compile_modes: Sequence[bool] = (False, True)
+    modes: Sequence[str] = ("eager", "compiled")
+    """Of the raw forward pass."""
     batches: Sequence[int] = BATCHES
-    max_batch: int = 8
+    """Of the raw forward pass."""
     warm_start: bool = True
     """Start Lensgate twice, and time the second start."""
 
@@ -58,13 +61,13 @@ def run_real(found: Found, options: Options, choice: Choice) -> None:
     """The real model: the raw forward pass, then the servers, with the raw pass and decoding alone in turns among them."""
     weights = random_weights("resnet50", options.folder)
     run = options.folder / "run" / "real"
-    model = Model(weights, max_batch=choice.max_batch, compile="auto" if True in choice.compile_modes else "off")
+    model = Model(weights)
     with ExitStack() as stack:
         contenders = []
         if "lensgate" in choice.with_real_model:
             if choice.warm_start:
-                start_lensgate(run, "", model).tree.stop()  # compiles; the next start is warm
-            lensgate = _keep(stack, start_lensgate(run, "", model))
+                start_lensgate(run, "", model, extra=choice.settings).tree.stop()  # compiles; the next start is warm
+            lensgate = _keep(stack, start_lensgate(run, "", model, extra=choice.settings))
             contenders.append(lensgate)
             model = replace(model, precision=lensgate.precision)
             if choice.warm_start:
@@ -77,7 +80,7 @@ def run_real(found: Found, options: Options, choice: Choice) -> None:
         stack.callback(forward.tree.stop)
         precisions = choice.precisions or tuple(dict.fromkeys(("fp32", model.precision)))
         options.tell("the raw forward pass")
-        found.forward = forward.table(precisions, choice.compile_modes, choice.batches, options.rounds, options.seconds / 4)
+        found.forward = forward.table(precisions, choice.modes, choice.batches, options.rounds, options.seconds / 4)
         for name, start in _others(model).items():
             if name in choice.with_real_model:
                 options.tell(f"starting {name}")
@@ -101,7 +104,7 @@ def run_stubbed(found: Found, stub: Stub, options: Options, choice: Choice) -> N
     with ExitStack() as stack:
         contenders = []
         starts: dict[str, Callable[[], Contender]] = {
-            "lensgate": lambda: start_lensgate(run, stub, None),
+            "lensgate": lambda: start_lensgate(run, stub, None, extra=choice.settings),
             "litserve": lambda: start_litserve(run, stub, None),
             "fastapi": lambda: start_naive(run, stub, None),
         }

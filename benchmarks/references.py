@@ -25,13 +25,13 @@ class Forward:
         self._best_single: dict[str, Any] = {}
 
     def table(
-        self, precisions: Sequence[str], compile_modes: Sequence[bool], batches: Sequence[int], rounds: int, seconds: float
+        self, precisions: Sequence[str], compile_modes: Sequence[str], batches: Sequence[int], rounds: int, seconds: float
     ) -> list[dict[str, Any]]:
         """Every mode at every batch size, in turns; and keep the best for `measure`."""
         modes = [
-            {"precision": precision, "compiled": compiled, "batch": batch}
+            {"precision": precision, "compiled": mode == "compiled", "batch": batch}
             for precision in precisions
-            for compiled in compile_modes
+            for mode in compile_modes
             for batch in batches
         ]
         for mode in modes:

@@ -19,7 +19,7 @@ def show_grid(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
         table = Table(title=f"Servers: {_STUBBED[stubbed]} (medians)")
         for heading in ("picture", "body", "connections", "server"):
             table.add_column(heading)
-        for heading in ("images/s", "p50 ms", "p99 ms", "CPU ms/image", "memory MiB", "generator cores"):
+        for heading in ("images/s", "p50 ms", "p99 ms", "CPU ms/image", "memory MiB", "generator cores", "errors"):
             table.add_column(heading, justify="right")
         before: tuple[Any, ...] = ()
         for row in (row for row in rows if row["stubbed"] == stubbed):
@@ -35,6 +35,7 @@ def show_grid(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
                 f"{row['cpu_ms_per_image']:.2f}",
                 f"{row['pss_mib']:.0f}",
                 f"{row['generator_cores']:.2f}",
+                str(row["errors"] or ""),
             )
             before = cell
         console.print(table)
