@@ -63,6 +63,12 @@ class InferenceSettings(BaseModel):
         le=500_000_000,
         description="The most pixels (width x height) that a picture's header may promise; more is answered 413.",
     )
+    gpu_memory_fraction: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="The share of each GPU's memory that its engine may use. Below 1 where others use the GPU too.",
+    )
 
     @field_validator("labels")
     @classmethod

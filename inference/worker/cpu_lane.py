@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from inference.types import Pixels
+from inference.worker.lane import TopClasses, top_classes
 from inference.worker.staging import Staging
 
 
@@ -21,25 +24,33 @@ class CpuLane:
         graph: `[N,H,W,3]` uint8 to `[N,classes]` float32 logits; called from this lane's thread alone, but lanes share it.
         max_batch: the most pictures at once.
         crop_px: their side.
+        top_k: how many classes of each are returned.
         cores: how many threads a batch gets that is alone.
         share: how many it gets otherwise.
     """
 
-    def __init__(self, graph: Callable[[torch.Tensor], torch.Tensor], *, max_batch: int, crop_px: int, cores: int, share: int) -> None:
+    def __init__(
+        self, graph: Callable[[torch.Tensor], torch.Tensor], *, max_batch: int, crop_px: int, top_k: int, cores: int, share: int
+    ) -> None:
         self._graph = graph
         self._staging = Staging(max_batch, crop_px)
+        self._top_k = top_k
         self._cores = cores
         self._share = share
 
-    def logits(self, pixels: Sequence[Pixels], *, alone: bool) -> torch.Tensor:
-        """Run one forward pass: `[N, classes]` float32 logits for 1 to `max_batch` pictures.
+    def infer(self, pixels: Sequence[Pixels], *, alone: bool) -> TopClasses:
+        """See `Lane.infer`."""
+        with torch.inference_mode():
+            ids, probabilities = top_classes(self._run(pixels, alone=alone), self._top_k)
+            return ids.numpy(), probabilities.numpy()
 
-        Raises:
-            ValueError: the pictures are not as they must be; nothing was run.
-            RuntimeError: torch's, when the pass fails.
-        """
+    def logits(self, pixels: Sequence[Pixels]) -> NDArray[np.float32]:
+        """See `Lane.logits`."""
+        with torch.inference_mode():
+            return self._run(pixels, alone=True).numpy()
+
+    def _run(self, pixels: Sequence[Pixels], *, alone: bool) -> torch.Tensor:
         batch = self._staging.fill(pixels)
         # Of this thread: OpenMP keeps the number for each.
         torch.set_num_threads(self._cores if alone else self._share)
-        with torch.inference_mode():
-            return self._graph(batch)
+        return self._graph(batch)

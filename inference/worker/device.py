@@ -44,6 +44,17 @@ def resolve_precision(setting: str, device: torch.device) -> str:
     return "bf16" if _cpu_computes_bf16() else "fp32"
 
 
+def set_up_gpu(device: torch.device, precision: str, memory_fraction: float) -> None:
+    """Settle what holds for all that this process does on the GPU; before anything is put there."""
+    if memory_fraction < 1:
+        torch.cuda.set_per_process_memory_fraction(memory_fraction, device)
+    # Few shapes, and each of them runs for days: it pays to try every algorithm.
+    torch.backends.cudnn.benchmark = True
+    if precision == "fp32":
+        # cuDNN would otherwise compute convolutions in TF32, with 10 bits of mantissa instead of the 23 that were asked for.
+        torch.backends.cudnn.allow_tf32 = False
+
+
 def pci_bus_id(device: str) -> str | None:
     """Where on the machine's PCI bus a CUDA device is, as NVIDIA's tools write it; None for the CPU."""
     if not device.startswith("cuda"):

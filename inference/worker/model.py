@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -18,8 +19,11 @@ from inference.settings import InferenceSettings
 from inference.types import ModelInfo, Pixels
 from inference.worker.aot_library import AotLibrary
 from inference.worker.cpu_lane import CpuLane
-from inference.worker.cuda_lane import CudaLane
-from inference.worker.device import dtype_of, resolve_device, resolve_precision
+from inference.worker.cuda_lanes import make_cuda_lanes
+from inference.worker.cuda_stream import CudaStream
+from inference.worker.device import dtype_of, resolve_device, resolve_precision, set_up_gpu
+from inference.worker.lane import Lane, TopClasses
+from inference.worker.out_of_memory import ran_out_of_memory, run_in_halves
 from inference.worker.pixel_graph import PixelGraph
 from inference.worker.weights import LoadedWeights
 
@@ -33,20 +37,12 @@ _CPU_LANES: Final = 2
 _SELF_TEST_TOLERANCE: Final = 1e-2
 
 
-class Lane(Protocol):
-    """Runs one batch at a time, on the thread that owns it, beside the other lanes of the device."""
-
-    def logits(self, pixels: Sequence[Pixels], *, alone: bool) -> torch.Tensor:
-        """`[N, classes]` float32 logits, on the device; `alone` says that no other lane has work."""
-        ...
-
-
 class DeviceModel:
     """Runs batches of pictures, on each of its lanes one at a time: each lane belongs to one thread.
 
     Args:
         loaded: the network, which is taken over.
-        settings: `device`, `precision` and `max_batch` are read.
+        settings: `device`, `precision`, `max_batch` and `gpu_memory_fraction` are read.
         library: the compiled form of the network, which is then run instead.
 
     Raises:
@@ -56,6 +52,7 @@ class DeviceModel:
     info: ModelInfo
     """With the precision and the device that it really runs with."""
     max_batch: int
+    """The setting, or fewer where the GPU's memory does not suffice."""
 
     def __init__(self, loaded: LoadedWeights, settings: InferenceSettings, library: Path | None = None) -> None:
         self._device = resolve_device(settings.device)
@@ -66,9 +63,15 @@ class DeviceModel:
         self._top_k = min(MAX_TOP_K, len(self.info.labels))
         crop_px = self.info.preprocessing.crop_px
         try:
-            self._lanes = self._cuda_lanes(loaded) if self._device.type == "cuda" else self._cpu_lanes(loaded, library)
-        except torch.OutOfMemoryError as error:
-            raise ModelLoadError(f"{self.info.name} does not fit into the memory of {self._device}.") from error
+            if self._device.type == "cuda":
+                set_up_gpu(self._device, precision, settings.gpu_memory_fraction)
+                self._lanes, self.max_batch = self._cuda_lanes(loaded)
+            else:
+                self._lanes = self._cpu_lanes(loaded, library)
+        except RuntimeError as error:
+            if ran_out_of_memory(error):
+                raise ModelLoadError(f"{self.info.name} does not fit into the memory of {self._device}.") from error
+            raise ModelLoadError(self._does_not_run(error)) from error
         generator = np.random.default_rng(0)
         self._probe: Pixels = generator.integers(0, 256, size=(crop_px, crop_px, 3), dtype=np.uint8)
         self._probe_probabilities: NDArray[np.float32] | None = None
@@ -82,14 +85,25 @@ class DeviceModel:
         else:
             graph = AotLibrary(library, classes=len(self.info.labels), concurrency=lanes)
         crop_px = self.info.preprocessing.crop_px
-        return [CpuLane(graph, max_batch=self.max_batch, crop_px=crop_px, cores=cores, share=cores // lanes) for _ in range(lanes)]
+        return [
+            CpuLane(graph, max_batch=self.max_batch, crop_px=crop_px, top_k=self._top_k, cores=cores, share=cores // lanes)
+            for _ in range(lanes)
+        ]
 
-    def _cuda_lanes(self, loaded: LoadedWeights) -> Sequence[Lane]:
-        if self.info.precision == "fp32":
-            # cuDNN would otherwise compute convolutions in TF32, with 10 bits of mantissa instead of the 23 that were asked for.
-            torch.backends.cudnn.allow_tf32 = False
-        graph = PixelGraph(loaded, dtype_of(self.info.precision)).to(self._device)
-        return [CudaLane(graph, device=self._device, max_batch=self.max_batch, crop_px=self.info.preprocessing.crop_px)]
+    def _cuda_lanes(self, loaded: LoadedWeights) -> tuple[Sequence[Lane], int]:
+        precision = self.info.precision
+        return make_cuda_lanes(
+            PixelGraph(loaded, dtype_of(precision)).to(self._device),
+            CudaStream,
+            device=self._device,
+            fuse=precision != "fp32",
+            max_batch=self.max_batch,
+            crop_px=self.info.preprocessing.crop_px,
+            top_k=self._top_k,
+        )
+
+    def _does_not_run(self, error: RuntimeError) -> str:
+        return f"{self.info.name} does not run in {self.info.precision} on {self.info.device}: {str(error).splitlines()[0]}"
 
     @property
     def lanes(self) -> int:
@@ -108,15 +122,13 @@ class DeviceModel:
         for size in sorted(sizes, reverse=True):
             try:
                 for alone in (False, True):  # each has kernels of its own
-                    _ids, probabilities = self.infer([self._probe] * size, alone=alone)
+                    _ids, probabilities = self._lanes[0].infer([self._probe] * size, alone=alone)
             except torch.OutOfMemoryError as error:
                 raise ModelLoadError(
                     f"A batch of {size} pictures does not fit into the memory of {self._device}: lower LENSGATE_INFERENCE__MAX_BATCH."
                 ) from error
             except RuntimeError as error:
-                raise ModelLoadError(
-                    f"{self.info.name} does not run in {self.info.precision} on {self.info.device}: {str(error).splitlines()[0]}"
-                ) from error
+                raise ModelLoadError(self._does_not_run(error)) from error
             if not np.isfinite(probabilities).all():
                 raise ModelLoadError(
                     f"{self.info.name} gives no finite numbers in {self.info.precision}: the weights are broken, "
@@ -131,8 +143,8 @@ class DeviceModel:
         # They share the device: each takes as many times as long as there are lanes.
         return (time.monotonic() - began_s) * self.lanes
 
-    def infer(self, pixels: Sequence[Pixels], *, lane: int = 0, alone: bool = True) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Classify 1 to `max_batch` pictures in one forward pass.
+    def infer(self, pixels: Sequence[Pixels], *, lane: int = 0, alone: bool = True) -> TopClasses:
+        """Classify 1 to `max_batch` pictures in one forward pass; in two or more, one after the other, where memory does not suffice.
 
         Args:
             pixels: each `[crop_px, crop_px, 3]` uint8 RGB.
@@ -147,14 +159,11 @@ class DeviceModel:
             ValueError: there are too few or too many pictures, or one has another shape or type; nothing was run.
             RuntimeError: torch's, when the device fails.
         """
-        logits = self._lanes[lane].logits(pixels, alone=alone)
-        with torch.inference_mode():
-            probabilities, ids = torch.softmax(logits, dim=1).topk(self._top_k, dim=1)
-            return ids.cpu().numpy(), probabilities.cpu().numpy()
+        return run_in_halves(partial(self._lanes[lane].infer, alone=alone), pixels)
 
     def logits(self, pixels: Sequence[Pixels]) -> NDArray[np.float32]:
         """Return the float32 logits `[N, classes]`, in class order, for the same pictures as `infer` takes; for comparisons."""
-        return self._lanes[0].logits(pixels, alone=True).cpu().numpy()
+        return self._lanes[0].logits(pixels)
 
     def self_test(self, lane: int = 0) -> None:
         """Run one picture on a lane and compare with what it gave at warm-up: a device that has died or computes nonsense shows here.

@@ -20,3 +20,14 @@ def test_a_home_folder_is_found() -> None:
 
 def test_the_home_of_somebody_unknown_is_a_path_like_any_other() -> None:
     assert InferenceSettings(weights="~nobody-has-this-name/x.pth").weights_path == Path("~nobody-has-this-name/x.pth")
+
+
+@pytest.mark.parametrize("fraction", ["0.25", "1", "1.0"])
+def test_a_share_of_the_gpus_memory_can_be_set(fraction: str) -> None:
+    assert InferenceSettings.model_validate({"gpu_memory_fraction": fraction}).gpu_memory_fraction == float(fraction)
+
+
+@pytest.mark.parametrize("fraction", ["0", "-0.5", "1.01", "nan", "inf", "half", ""])
+def test_what_is_no_share_of_the_gpus_memory_stops_the_start(fraction: str) -> None:
+    with pytest.raises(ValueError, match="gpu_memory_fraction"):
+        InferenceSettings.model_validate({"gpu_memory_fraction": fraction})

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from inference.errors import ModelLoadError
-from inference.worker.device import dtype_of, resolve_device, resolve_precision
+from inference.worker.device import dtype_of, resolve_device, resolve_precision, set_up_gpu
 
 CPU = torch.device("cpu")
 
@@ -64,3 +66,28 @@ def test_a_precision_that_is_asked_for_is_taken(setting: str) -> None:
 
 def test_each_precision_is_a_torch_dtype() -> None:
     assert [dtype_of(name) for name in ("fp32", "bf16", "fp16")] == [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture
+def cudnn_restored() -> Iterator[None]:
+    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
+    yield
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize(("fraction", "asked"), [(0.25, [(0.25, torch.device("cuda:0"))]), (1.0, [])])
+def test_a_gpu_is_shared_only_where_that_is_asked_for(
+    fraction: float, asked: list[tuple[float, torch.device]], monkeypatch: pytest.MonkeyPatch, cudnn_restored: None
+) -> None:
+    seen: list[tuple[float, torch.device]] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *arguments: seen.append(arguments))
+    set_up_gpu(torch.device("cuda:0"), "bf16", fraction)
+    assert seen == asked
+
+
+def test_fp32_is_computed_in_fp32(cudnn_restored: None) -> None:
+    torch.backends.cudnn.allow_tf32 = True
+    set_up_gpu(torch.device("cuda:0"), "bf16", 1.0)
+    assert torch.backends.cudnn.allow_tf32
+    set_up_gpu(torch.device("cuda:0"), "fp32", 1.0)
+    assert not torch.backends.cudnn.allow_tf32
