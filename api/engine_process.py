@@ -18,6 +18,7 @@ from api.children import EXIT_CONFIGURATION
 from api.log import configure_logging
 from api.metric_files import remove_metric_files, share_metrics
 from inference.errors import ModelLoadError
+from inference.gpus import Gpu
 from inference.settings import InferenceSettings
 from inference.worker.metrics import EngineMetrics
 from inference.worker.process import serve
@@ -36,7 +37,17 @@ async def _run(config: dict[str, Any]) -> None:
     when_supervisor_dies(end)
     metrics = EngineMetrics(config["name"])
     candidates = [InferenceSettings.model_validate(values) for values in config["candidates"]]
-    await serve(candidates, Path(config["socket"]), connect_timeout_s=config["connect_timeout_s"], stop=stop, metrics=metrics)
+    gpu = None if config["gpu"] is None else Gpu(**config["gpu"])
+    if gpu is not None:
+        gpu.make_the_only_one()
+    await serve(
+        candidates,
+        Path(config["socket"]),
+        connect_timeout_s=config["connect_timeout_s"],
+        stop=stop,
+        metrics=metrics,
+        gpu_number=None if gpu is None else gpu.number,
+    )
 
 
 def main() -> None:

@@ -16,15 +16,15 @@ from typing import Any, Final
 
 import structlog
 
-from api.children import Child
+from api.children import Child, ChildGaveUp
 from api.metric_files import forget_gauges, make_metric_files, remove_metric_files
 from api.settings import ConfigurationError, HttpSettings, Settings
+from inference.gpus import Gpu, gpus_for_engines
 from inference.settings import InferenceSettings
 
 _ENGINE_STOP_S: Final = 2.0
 """What is kept of the grace period for the engine to end, after the API workers have."""
 _BACKLOG: Final = 2048
-_ENGINE: Final = "engine-0"
 _UNIX_PATH_MAX_BYTES: Final = 100
 """`sun_path` holds 108 bytes on Linux and 104 on macOS."""
 
@@ -103,17 +103,21 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.request_stop)
         _log.info("listening", url=self._settings.url, workers=self._settings.http.workers, model=self._settings.inference.model)
+        gpus = await self._gpus()
         runtime_dir = _make_runtime_dir()
+        engine_configs = [self._engine_config(runtime_dir, index, gpu) for index, gpu in enumerate(gpus)]
+        engine_names = [f"engine-{index}" for index in range(len(engine_configs))]
+        worker_config = self._worker_config([config["socket"] for config in engine_configs])
         worker_names = [f"api-{index}" for index in range(self._settings.http.workers)]
-        metrics_dir = make_metric_files([_ENGINE, *worker_names])
-        engines = [self._child(_ENGINE, "api.engine_process", self._engine_config(runtime_dir), metrics_dir)]
-        config = self._worker_config(runtime_dir)
-        workers = [self._child(name, "api.worker_process", config, metrics_dir, [self._listener.fileno()]) for name in worker_names]
+        metrics_dir = make_metric_files([*engine_names, *worker_names])
+        engines = [
+            self._child(name, "api.engine_process", config, metrics_dir) for name, config in zip(engine_names, engine_configs, strict=True)
+        ]
+        workers = [self._child(name, "api.worker_process", worker_config, metrics_dir, [self._listener.fileno()]) for name in worker_names]
         keepers = {asyncio.create_task(child.keep(), name=child.name) for child in (*engines, *workers)}
         stop = asyncio.create_task(self._stop_requested.wait())
         try:
-            await asyncio.wait({stop, *keepers}, return_when=asyncio.FIRST_COMPLETED)
-            stop_cause = next((task.exception() for task in keepers if task.done()), None)
+            stop_cause = await self._until_the_end(stop, keepers, {task for task in keepers if task.get_name() in engine_names})
             await self._end(engines, workers, keepers)
             if stop_cause is not None:
                 raise stop_cause
@@ -127,6 +131,29 @@ class Supervisor:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
 
+    async def _gpus(self) -> Sequence[Gpu | None]:
+        # In the demo there are several candidates, and two engines might settle on different ones.
+        if len(self._candidates) > 1:
+            return (None,)
+        # In a thread: a driver may take a second for each GPU to say what it is.
+        return await asyncio.to_thread(gpus_for_engines, self._candidates[0].device)
+
+    async def _until_the_end(
+        self, stop: asyncio.Task[Any], keepers: set[asyncio.Task[None]], engines: set[asyncio.Task[None]]
+    ) -> BaseException | None:
+        """Wait until the service has to end; return why, if nobody asked for it. An engine that is given up ends it if it was the last."""
+        running = set(keepers)
+        while True:
+            await asyncio.wait({stop, *running}, return_when=asyncio.FIRST_COMPLETED)
+            ended = {task for task in running if task.done()}
+            causes = [task.exception() for task in ended]
+            running -= ended
+            others_serve = bool(engines & running) and ended <= engines
+            if stop.done() or not others_serve or any(not isinstance(cause, ChildGaveUp) or cause.configured_badly for cause in causes):
+                return next(iter(causes), None)
+            for cause in causes:
+                _log.error("engine_given_up", reason=str(cause), engines_left=len(engines & running))
+
     def _child(self, name: str, module: str, config: Mapping[str, Any], metrics_dir: Path | None, pass_fds: Sequence[int] = ()) -> Child:
         return Child(
             name,
@@ -137,20 +164,17 @@ class Supervisor:
             on_end=None if metrics_dir is None else partial(forget_gauges, metrics_dir, name),
         )
 
-    def _engine_config(self, runtime_dir: Path) -> dict[str, Any]:
+    def _engine_config(self, runtime_dir: Path, index: int, gpu: Gpu | None) -> dict[str, Any]:
         return {
             "candidates": [candidate.model_dump(mode="json") for candidate in self._candidates],
-            "socket": str(_engine_socket(runtime_dir, 0)),
+            "gpu": None if gpu is None else gpu._asdict(),
+            "socket": str(runtime_dir / f"engine-{index}.sock"),
             "connect_timeout_s": self._connect_timeout_s,
             "log": self._settings.log.model_dump(mode="json"),
         }
 
-    def _worker_config(self, runtime_dir: Path) -> dict[str, Any]:
-        return {
-            "settings": self._settings.dump(),
-            "listener": self._listener.fileno(),
-            "engines": [str(_engine_socket(runtime_dir, 0))],
-        }
+    def _worker_config(self, engine_sockets: Sequence[str]) -> dict[str, Any]:
+        return {"settings": self._settings.dump(), "listener": self._listener.fileno(), "engines": engine_sockets}
 
     async def _end(self, engines: list[Child], workers: list[Child], keepers: set[asyncio.Task[None]]) -> None:
         _log.info("stopping", grace_s=self._settings.http.grace_s)
@@ -185,7 +209,3 @@ def _make_runtime_dir() -> Path:
         Path(path).rmdir()
         path = tempfile.mkdtemp(prefix="lensgate-", dir="/tmp")  # nosec B108  a unix socket needs a short path; mkdtemp is safe there
     return Path(path)
-
-
-def _engine_socket(runtime_dir: Path, index: int) -> Path:
-    return runtime_dir / f"engine-{index}.sock"

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import structlog
 
 from inference.errors import DeadlineExceeded, EngineUnavailable, InferenceError, InferenceFailed, Overloaded
@@ -28,12 +29,15 @@ _log: Final = structlog.get_logger()
 class _Link:
     """One engine: its connection, its last status, and the predictions that it holds."""
 
-    def __init__(self, path: Path, max_pending: int) -> None:
+    def __init__(self, path: Path, max_pending: int, on_status: Callable[[], None]) -> None:
         self.path = path
         self.status = _ABSENT
+        self.last_id = 0
+        """The prediction that it was handed last."""
         self.pending: dict[int, asyncio.Future[Result]] = {}
         self.retry_after_s = 1
         self._max_pending = max_pending
+        self._on_status = on_status
         self._frames: FrameProtocol | None = None
         self._lost = asyncio.Event()
         self._ending = False
@@ -73,6 +77,7 @@ class _Link:
             raise EngineUnavailable
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self.pending[message.id] = future
+        self.last_id = message.id
         return future
 
     def forget(self, prediction_id: int) -> None:
@@ -83,7 +88,7 @@ class _Link:
     def _on_frame(self, meta: bytes, payload: bytearray) -> None:
         message = decode_from_engine(meta)
         if isinstance(message, StatusChanged):
-            self.status = message.status
+            self._set_status(message.status)
             return
         future = self.pending.pop(message.id, None)
         if future is None or future.done():
@@ -94,9 +99,13 @@ class _Link:
             self.retry_after_s = message.retry_after_s
             future.set_exception(_as_error(message))
 
+    def _set_status(self, status: EngineStatus) -> None:
+        self.status = status
+        self._on_status()
+
     def _on_lost(self) -> None:
         self._frames = None
-        self.status = _GONE
+        self._set_status(_GONE)
         held, self.pending = self.pending, {}
         for future in held.values():
             if not future.done():
@@ -119,7 +128,9 @@ def _as_error(failure: Failure) -> InferenceError:
 
 
 class ProcessEngine:
-    """Implements `inference.engine.Engine` over one unix socket for each engine process.
+    """Implements `inference.engine.Engine` over one unix socket for each engine process. All of them serve the same model.
+
+    A picture goes to the engine that is ready and holds the fewest of this worker's; of several, to the one that has waited longest.
 
     Args:
         sockets: where the engines listen; they may come and go.
@@ -127,7 +138,8 @@ class ProcessEngine:
     """
 
     def __init__(self, sockets: Sequence[Path], *, max_pending: int) -> None:
-        self._links = [_Link(path, max_pending) for path in sockets]
+        self._links = [_Link(path, max_pending, self._merge_statuses) for path in sockets]
+        self._status = _ABSENT
         self._ids = itertools.count(1)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -140,7 +152,7 @@ class ProcessEngine:
         ready = [link for link in self._links if link.status.ready]
         if not ready:
             raise EngineUnavailable
-        link = min(ready, key=lambda link: len(link.pending))
+        link = min(ready, key=lambda link: (len(link.pending), link.last_id))
         model = link.status.models[0]
         prediction_id = next(self._ids)
         deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
@@ -156,8 +168,14 @@ class ProcessEngine:
         return _as_prediction(result, model)
 
     def status(self) -> EngineStatus:
-        """The status of the engine furthest along."""
-        return max((link.status for link in self._links), key=lambda status: _PHASES.index(status.phase))
+        """The status of the engine furthest along, with the models of all that are ready."""
+        return self._status
+
+    def _merge_statuses(self) -> None:
+        statuses = [link.status for link in self._links]
+        furthest = max(statuses, key=lambda status: _PHASES.index(status.phase))
+        models = tuple(model for status in statuses if status.ready for model in status.models)
+        self._status = msgspec.structs.replace(furthest, models=models) if furthest.ready else furthest
 
     async def aclose(self) -> None:
         """Disconnect; predictions still waiting raise `EngineUnavailable`."""

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import structlog
 
 from inference.settings import InferenceSettings
@@ -24,7 +25,13 @@ _log: Final = structlog.get_logger()
 
 
 async def serve(
-    candidates: Sequence[InferenceSettings], socket: Path, *, connect_timeout_s: float, stop: asyncio.Event, metrics: EngineMetrics
+    candidates: Sequence[InferenceSettings],
+    socket: Path,
+    *,
+    connect_timeout_s: float,
+    stop: asyncio.Event,
+    metrics: EngineMetrics,
+    gpu_number: int | None = None,
 ) -> None:
     """Run one engine until `stop` is set.
 
@@ -34,6 +41,7 @@ async def serve(
         connect_timeout_s: how long a download may take to connect.
         stop: set from outside, on the loop's thread, to end.
         metrics: what is measured.
+        gpu_number: what the service calls the GPU that this process alone sees, and therefore calls 0.
 
     Raises:
         ModelLoadError: the model cannot be served as configured.
@@ -60,7 +68,7 @@ async def serve(
         threading.Thread(target=guarded, name=name, daemon=True).start()
 
     def load_and_run() -> None:
-        batcher = _load(candidates, server, queue, connect_timeout_s, metrics)
+        batcher = _load(candidates, server, queue, connect_timeout_s, metrics, gpu_number)
         for lane in range(1, batcher.lanes):
             start(f"lane-{lane}", partial(batcher.run, lane))
         batcher.run(0)
@@ -79,7 +87,12 @@ async def serve(
 
 
 def _load(
-    candidates: Sequence[InferenceSettings], server: EngineServer, queue: FairQueue, connect_timeout_s: float, metrics: EngineMetrics
+    candidates: Sequence[InferenceSettings],
+    server: EngineServer,
+    queue: FairQueue,
+    connect_timeout_s: float,
+    metrics: EngineMetrics,
+    gpu_number: int | None,
 ) -> Batcher:
     """Make the model ready and open the queue to the API workers."""
     server.publish(EngineStatus(phase="loading", detail="Loading the model."))
@@ -90,20 +103,23 @@ def _load(
 
     started_s = time.monotonic()
     model = prepare_model(candidates, publish=server.publish, connect_timeout_s=connect_timeout_s)
-    metrics.model_ready(model.info)
-    bus_id = pci_bus_id(model.info.device)
+    info = model.info
+    bus_id = pci_bus_id(info.device)
     if bus_id is not None:
         GpuMetrics(bus_id).start()
+        if gpu_number is not None:
+            info = msgspec.structs.replace(info, device=f"cuda:{gpu_number}")
+    metrics.model_ready(info)
     batcher = Batcher(queue, model, deliver=server.deliver, metrics=metrics, seconds_per_batch=model.seconds_per_full_batch())
     server.admit = batcher.admit
-    server.publish(EngineStatus(phase="ready", models=(model.info,)))
+    server.publish(EngineStatus(phase="ready", models=(info,)))
     _log.info(
         "engine_ready",
-        model=model.info.name,
-        version=model.info.version,
-        digest=model.info.digest,
-        device=model.info.device,
-        precision=model.info.precision,
+        model=info.name,
+        version=info.version,
+        digest=info.digest,
+        device=info.device,
+        precision=info.precision,
         compiled=model.compiled,
         seconds=round(time.monotonic() - started_s, 3),
     )
