@@ -31,7 +31,7 @@ from benchmarks.parts import CONTENDERS, Choice, Found, run_real, run_stubbed
 from benchmarks.pictures import SIZES
 from benchmarks.processes import ROOT
 from benchmarks.references import BATCHES
-from benchmarks.report import show_forward, show_grid, show_references, show_targets
+from benchmarks.report import show_disturbance, show_forward, show_grid, show_references, show_targets
 from benchmarks.targets import Target, speed_targets
 
 PARTS = ("gate", "real", "model", "model,decode", "memory")
@@ -79,6 +79,7 @@ def main() -> int:
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (folder / "results.svg").write_text(draw(results))
     show_targets(console, targets)
+    show_disturbance(console, results["servers"])
     console.print(
         f"{describe_machine()}\n{options.rounds} rounds; {results['wall_s']:.0f} s; {os.path.relpath(folder)}/results.json and .svg"
     )

@@ -60,7 +60,7 @@ class Row:
         return next((result.first_error for result in self.results if result.first_error), "no answer")
 
     def as_json(self) -> dict[str, Any]:
-        names = ("images_per_s", "p50_ms", "p99_ms", "generator_cores")
+        names = ("images_per_s", "p50_ms", "p99_ms", "generator_cores", "other_cores")
         cell = {"stubbed": self.cell.stub, "picture": self.cell.picture, "body": self.cell.body, "connections": self.cell.connections}
         medians = {name: self.median(name) for name in names} | {"cpu_ms_per_image": self.cpu_ms_per_image}
         rounds = [msgspec.to_builtins(result) for result in self.results]

@@ -50,6 +50,8 @@ class Result(msgspec.Struct, kw_only=True):
     """Of the whole process tree, in the counted time."""
     generator_cores: float
     """How many cores this process kept busy in the counted time."""
+    other_cores: float
+    """How many cores were busy with neither the server nor this process: then the result says more of them than of the server."""
     counted_s: float
     errors: int
     first_error: str
@@ -117,14 +119,14 @@ class _Run:
         processes = _tree(job.server_pid)
         self._counting = True
         began_s, since_s = time.perf_counter(), self._last_answer_s
-        server_cpu_s, own_cpu_s, before = _cpu_s(processes), time.process_time(), self._answers
+        server_cpu_s, own_cpu_s, busy_s, before = _cpu_s(processes), time.process_time(), _busy_s(), self._answers
         if job.requests:
             await self._until(before + job.requests, at_least_s=0.0, at_most_s=_ALL_REQUESTS_S)
         else:
             await self._until(before + job.connections, at_least_s=job.seconds)
         self._counting = False
         ended_s = time.perf_counter()
-        server_cpu_s, own_cpu_s = _cpu_s(processes) - server_cpu_s, time.process_time() - own_cpu_s
+        server_cpu_s, own_cpu_s, busy_s = _cpu_s(processes) - server_cpu_s, time.process_time() - own_cpu_s, _busy_s() - busy_s
         until_s = self._last_answer_s
         await self._stop()
         ordered = sorted(self._latencies_s)
@@ -136,6 +138,7 @@ class _Run:
             p99_ms=_quantile(ordered, 0.99) * 1e3,
             server_cpu_s=server_cpu_s,
             generator_cores=own_cpu_s / (ended_s - began_s),
+            other_cores=max(0.0, busy_s - server_cpu_s - own_cpu_s) / (ended_s - began_s),
             counted_s=ended_s - began_s,
             errors=self._errors,
             first_error=self._first_error,
@@ -207,6 +210,12 @@ def _cpu_s(processes: list[psutil.Process]) -> float:
             times = process.cpu_times()
             total_s += times.user + times.system
     return total_s
+
+
+def _busy_s() -> float:
+    """Of all cores since the start of the system, what a hypervisor gave to others included."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0))
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from benchmarks.targets import Target
 
+_DISTURBED_CORES = 0.1
 _STUBBED = {"": "the whole service", "model": "the model stubbed", "model,decode": "model and decoder stubbed"}
 
 
@@ -19,7 +20,7 @@ def show_grid(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
         table = Table(title=f"Servers: {_STUBBED[stubbed]} (medians)")
         for heading in ("picture", "body", "connections", "server"):
             table.add_column(heading)
-        for heading in ("images/s", "p50 ms", "p99 ms", "CPU ms/image", "memory MiB", "generator cores", "errors"):
+        for heading in ("images/s", "p50 ms", "p99 ms", "CPU ms/image", "memory MiB", "generator cores", "others' cores", "errors"):
             table.add_column(heading, justify="right")
         before: tuple[Any, ...] = ()
         for row in (row for row in rows if row["stubbed"] == stubbed):
@@ -35,6 +36,7 @@ def show_grid(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
                 f"{row['cpu_ms_per_image']:.2f}",
                 f"{row['pss_mib']:.0f}",
                 f"{row['generator_cores']:.2f}",
+                f"{row['other_cores']:.2f}",
                 str(row["errors"] or ""),
             )
             before = cell
@@ -66,6 +68,13 @@ def show_references(console: Console, references: Sequence[Mapping[str, Any]]) -
         cell = (row["stubbed"] or "nothing", row["picture"], str(row["connections"]))
         table.add_row(*cell, *("" if number is None else f"{number:.2f}" for number in numbers))
     console.print(table)
+
+
+def show_disturbance(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Say so when something else ran beside what was measured."""
+    disturbed = sum(row["other_cores"] > _DISTURBED_CORES for row in rows)
+    if disturbed:
+        console.print(f"In {disturbed} of {len(rows)} rows other programs kept more than {_DISTURBED_CORES} of a core busy: measure again.")
 
 
 def show_targets(console: Console, targets: Sequence[Target]) -> None:

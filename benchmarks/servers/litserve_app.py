@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--stubbed", default="", help="model, or model,decode")
     parser.add_argument("--max-batch", type=int, default=8)
-    parser.add_argument("--batch-timeout", type=float, default=0.002, help="seconds")
+    parser.add_argument("--batch-timeout", type=float, default=0.01, help="seconds")
     parser.add_argument("--workers", type=int, default=1, help="inference workers on each device")
     parser.add_argument("--api-servers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each inference worker")
