@@ -37,9 +37,9 @@ def free_port() -> int:
 
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """Ours without any setting of Lensgate's, with the repository to import from."""
+    """Ours without any setting of Lensgate's, with the repository to import from, and what we import from ourselves."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("LENSGATE_")}
-    path = os.pathsep.join(filter(None, (extra.get("PYTHONPATH"), str(ROOT))))
+    path = os.pathsep.join(filter(None, (extra.get("PYTHONPATH"), str(ROOT), os.environ.get("PYTHONPATH"))))
     return inherited | dict(extra) | {"PYTHONPATH": path}
 
 

@@ -1,0 +1,53 @@
+"""The GPU's table runs where there is a GPU; here, that its ratios are the ones asked for and its script can be read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import gpu
+
+_ROOT = Path(__file__).parents[2]
+FORWARD = {
+    "rows": [
+        {"batch": 1, "unfused_per_s": 900.0},
+        {"batch": 64, "unfused_per_s": 7000.0, "fused_per_s": 7500.0, "fused_two_streams_per_s": 8000.0},
+        {"batch": 256, "unfused_per_s": 9999.0},
+    ]
+}
+PIXELS = [{"in_flight": 1, "images_per_s": 700.0}, {"in_flight": 256, "images_per_s": 7400.0}]
+SERVE = {
+    "decode_per_s": 5000.0,
+    "rows": [{"connections": 1, "images_per_s": 300.0, "p50_ms": 3.25}, {"connections": 64, "images_per_s": 4500.0, "p50_ms": 14.0}],
+}
+
+
+def test_the_ratios_are_of_what_the_engine_may_use() -> None:
+    assert gpu._ratios({"max_batch": 64, "forward": FORWARD, "pixels": PIXELS, "serve": SERVE}) == [
+        "pixels handed in : raw CUDA graph (at least 0.90): 0.93",
+        "end to end : the smaller of raw CUDA graph and decode (at least 0.80): 0.90",
+        "end to end, images/s (goal 6000): 4500.00",
+        "one connection, p50 in ms (under 5): 3.25",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ({"max_batch": 64}, 0),
+        ({"max_batch": 64, "forward": {"failed": "no GPU"}, "pixels": PIXELS, "serve": SERVE}, 2),
+        ({"max_batch": 64, "forward": FORWARD, "pixels": PIXELS}, 1),
+    ],
+)
+def test_a_part_that_is_missing_or_failed_has_no_ratio(found: dict[str, Any], told: int) -> None:
+    assert len(gpu._ratios(found)) == told
+
+
+def test_the_script_can_be_read_and_says_how_it_is_used() -> None:
+    subprocess.run(["bash", "-n", str(_ROOT / "benchmarks" / "gpu.sh")], check=True)
+    run = subprocess.run([sys.executable, "-m", "benchmarks.gpu", "--help"], cwd=_ROOT, capture_output=True, text=True, check=True)
+    assert "--max-batch" in run.stdout
