@@ -43,7 +43,7 @@ class InferenceSettings(BaseModel):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto",
-        description="auto picks bf16 where the device is fast at it, else fp32.",
+        description="auto picks the fastest that the device computes well and the model can bear.",
     )
     compile: Literal["auto", "on", "off"] = Field(
         default="auto",

@@ -56,7 +56,7 @@ class DeviceModel:
 
     def __init__(self, loaded: LoadedWeights, settings: InferenceSettings, library: Path | None = None) -> None:
         self._device = resolve_device(settings.device)
-        precision = resolve_precision(settings.precision, self._device)
+        precision = resolve_precision(settings.precision, self._device, loaded.info.name)
         self.max_batch = settings.max_batch
         self.info = msgspec.structs.replace(loaded.info, precision=precision, device=str(self._device))
         self.compiled = library is not None
@@ -132,7 +132,7 @@ class DeviceModel:
             if not np.isfinite(probabilities).all():
                 raise ModelLoadError(
                     f"{self.info.name} gives no finite numbers in {self.info.precision}: the weights are broken, "
-                    "or LENSGATE_INFERENCE__PRECISION=fp32 is needed."
+                    "or LENSGATE_INFERENCE__PRECISION=bf16 or fp32 is needed."
                 )
             self._probe_probabilities = probabilities[0]
 

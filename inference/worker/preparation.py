@@ -41,9 +41,8 @@ def prepare_model(candidates: Sequence[InferenceSettings], *, publish: Publish, 
     def say_compiling() -> None:
         publish(EngineStatus(phase="compiling", detail="Compiling the model for this machine, once: about a minute."))
 
-    library = compiled_model(
-        loaded, settings, device=device, precision=resolve_precision(settings.precision, device), on_compiling=say_compiling
-    )
+    precision = resolve_precision(settings.precision, device, loaded.info.name)
+    library = compiled_model(loaded, settings, device=device, precision=precision, on_compiling=say_compiling)
     model = DeviceModel(loaded, settings, library)
     publish(EngineStatus(phase="warming", detail="Warming up the model."))
     model.warm_up()

@@ -50,18 +50,23 @@ def test_a_cpu_gets_bf16_only_where_it_has_instructions_for_it(
     capabilities: dict[str, bool], precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert resolve_precision("auto", CPU) == precision
+    assert resolve_precision("auto", CPU, "resnet50") == precision
 
 
-@pytest.mark.parametrize(("capability", "precision"), [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16")])
-def test_a_gpu_gets_bf16_from_ampere_on(capability: tuple[int, int], precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
-    assert resolve_precision("auto", torch.device("cuda:0")) == precision
+def test_a_gpu_gets_fp16() -> None:
+    assert resolve_precision("auto", torch.device("cuda:0"), "resnet50") == "fp16"
+
+
+def test_the_packaged_model_keeps_its_accuracy_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert resolve_precision("auto", CPU, "resnet50") == "bf16"
+    assert resolve_precision("auto", CPU, "efficientnet_lite0") == "fp32"
+    assert resolve_precision("bf16", CPU, "efficientnet_lite0") == "bf16"
 
 
 @pytest.mark.parametrize("setting", ["fp32", "bf16", "fp16"])
 def test_a_precision_that_is_asked_for_is_taken(setting: str) -> None:
-    assert resolve_precision(setting, CPU) == setting
+    assert resolve_precision(setting, CPU, "resnet50") == setting
 
 
 def test_each_precision_is_a_torch_dtype() -> None:
