@@ -102,7 +102,10 @@ class HttpSettings(BaseModel):
     @field_validator("trusted_proxies")
     @classmethod
     def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(str(parse_network(text)) for text in value)
+        networks = [parse_network(text) for text in value]
+        if any(network.prefixlen == 0 for network in networks):
+            raise ValueError("must not be every address: each caller could then choose its own in X-Forwarded-For, and the limit with it")
+        return tuple(map(str, networks))
 
     @field_validator("address_limit")
     @classmethod

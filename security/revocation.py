@@ -41,6 +41,11 @@ class RevocationView:
         self._snapshot: RegistrySnapshot | None = None
         self._failing = False
 
+    @property
+    def informed(self) -> bool:
+        """False until the first snapshot: whether a token is good cannot be told yet."""
+        return self._snapshot is not None
+
     def is_refused(self, principal: Principal) -> str | None:
         """Why this token is refused, as a fixed word for logs, or None when it is good.
 

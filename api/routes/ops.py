@@ -1,4 +1,4 @@
-"""The probes. They need no token, no database and no limiter, so that nothing but the truth can fail them."""
+"""The probes. They ask no token, no database and no limiter, so that nothing but the truth can fail them."""
 
 from __future__ import annotations
 
@@ -33,12 +33,9 @@ async def livez(_: Request) -> Response:
 @public
 async def readyz(request: Request) -> Response:
     """200 when a prediction asked for now would be run; else 503, and the detail says what is being waited for."""
-    services = services_of(request)
-    if services.lifecycle.draining:
-        raise EngineUnavailable("The server is shutting down.")
-    status = services.engine.status()
-    if not status.ready:
-        raise EngineUnavailable(status.detail or "The model is not ready.")
+    waiting_for = _waiting_for(services_of(request))
+    if waiting_for is not None:
+        raise EngineUnavailable(waiting_for)
     return _json(schemas.ReadyAnswer())
 
 
@@ -53,13 +50,19 @@ async def healthz(request: Request) -> Response:
     """Readiness in the shape that existing clients expect."""
     services = services_of(request)
     gpu = any(model.device.startswith("cuda") for model in services.engine.status().models)
-    if _serving(services):
+    if _waiting_for(services) is None:
         return _json(schemas.HealthAnswer("ok", gpu))
     return _json(schemas.HealthAnswer("unavailable", gpu), status=503)
 
 
-def _serving(services: Services) -> bool:
-    return services.engine.status().ready and not services.lifecycle.draining
+def _waiting_for(services: Services) -> str | None:
+    """Why no prediction would be run now, for the caller of a probe; None when one would be."""
+    if services.lifecycle.draining:
+        return "The server is shutting down."
+    if not services.revocations.informed:
+        return "The client registry does not answer."
+    status = services.engine.status()
+    return None if status.ready else status.detail or "The model is not ready."
 
 
 def _json(content: msgspec.Struct, status: int = 200) -> Response:

@@ -115,3 +115,10 @@ def test_a_drain_pause_as_long_as_the_grace_period_is_refused(monkeypatch: pytes
 def test_a_database_url_that_cannot_be_taken_apart_is_masked_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LENSGATE_SECURITY__DATABASE_URL", "postgresql+asyncpg://u:hunter:2@h:port/d")
     assert effective(load_settings())["LENSGATE_SECURITY__DATABASE_URL"] == "***"
+
+
+@pytest.mark.parametrize("network", ["0.0.0.0/0", "::/0", "::ffff:0.0.0.0/96", "10.0.0.0/8,0.0.0.0/0"])
+def test_proxies_at_every_address_are_refused(monkeypatch: pytest.MonkeyPatch, network: str) -> None:
+    monkeypatch.setenv("LENSGATE_HTTP__TRUSTED_PROXIES", network)
+    with pytest.raises(ConfigurationError, match="must not be every address"):
+        load_settings()

@@ -226,6 +226,8 @@ def test_a_worker_that_starts_without_the_database_calls_no_token_bad_and_serves
         assert int(refused.headers["retry-after"]) >= 1
         assert first.get("/models", token + "x").status_code == 401
         assert first.get("/livez").status_code == 200
+        probe = first.get("/readyz")
+        assert (probe.status_code, probe.json()["detail"]) == (503, "The client registry does not answer.")
     finally:
         server.start()
     wait_for_status(first, token, 200)
