@@ -21,6 +21,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 _LINES, _LINE = 15, 300
 """How much of a log goes into a message."""
+_STOP_S = 10.0
 _START_TIMEOUT_S = 600.0
 """A first compilation of every batch size takes minutes on two cores."""
 
@@ -127,21 +128,23 @@ class Tree:
         lines = [line for line in self._log_path.read_text(errors="replace").splitlines() if '"event":"request"' not in line]
         return "\n".join(line[:_LINE] for line in lines[-_LINES:])
 
-    def stop(self, grace_s: float = 15.0) -> None:
-        """SIGTERM, then SIGKILL to whatever of the tree is left."""
+    def stop(self) -> None:
+        """The end of its input to one that speaks, SIGTERM to others; SIGKILL to whatever of the tree is left after a while."""
         processes = self.processes()
         self.resume()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
-        self._process.terminate()
-        _, left = psutil.wait_procs(processes, timeout=grace_s)
+        if self._process.stdin is None:
+            self._process.terminate()
+        else:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+        _, left = psutil.wait_procs(processes, timeout=_STOP_S)
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(left, timeout=5)
+        psutil.wait_procs(left, timeout=_STOP_S)
         self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
     def _signal(self, number: int) -> None:
         for process in self.processes():

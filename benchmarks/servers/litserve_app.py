@@ -8,6 +8,7 @@ It takes base64 in JSON, and the raw bytes through a dependency of FastAPI's.
 import argparse
 import base64
 import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
@@ -81,6 +82,7 @@ def main() -> None:
     options.stubbed = options.stubbed.split(",")
     api = PictureAPI(max_batch_size=options.max_batch, batch_timeout=options.batch_timeout)
     api.configure(options)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # LitServe ends in order at Ctrl-C only
     server = litserve.LitServer(api, workers_per_device=options.workers, fast_queue=True, timeout=120)
     server.run(
         host="127.0.0.1",
