@@ -22,6 +22,8 @@ from support.random_weights import SPREAD, random_classifier
 from support.service import Service
 
 MAX_PIXELS = 50_000_000
+LOGIT_TOLERANCE = 1e-3
+"""Of the largest logit: what the order of float32 sums, which differs from processor to processor, may change."""
 DRAFT_TOLERANCE = 0.05
 """Of the largest logit, with trained weights. Drafting (libjpeg scales first, Pillow after) moved the logits by 0.024 at most on these
 photographs at 2 to 6 times their size; coding them as JPEG of quality 75 in the first place moves them by up to 0.075. Random weights,
@@ -46,6 +48,12 @@ def encoded(picture: Image.Image, kind: str, **options: int) -> bytes:
     out = io.BytesIO()
     picture.save(out, kind, **options)
     return out.getvalue()
+
+
+def is_top(served: NDArray[np.float32], expected: NDArray[np.float32], k: int) -> bool:
+    """Whether the k best of `served` are the k best of `expected`; two logits nearer to each other than the tolerance may change places."""
+    best = np.argsort(-served)[:k]
+    return bool(np.all(np.abs(expected[best] - np.sort(expected)[::-1][:k]) <= LOGIT_TOLERANCE * np.abs(expected).max()))
 
 
 @pytest.fixture(scope="module", params=["resnet50", "vit_b_16", "efficientnet_b3", "convnext_tiny"])
@@ -81,8 +89,8 @@ def test_logits_and_top_five_are_torchvisions(parity: Parity, suffix: str) -> No
     assert len(files) == 3
     for data in files:
         expected, served = parity.reference(data), parity.logits(data, draft=False)
-        assert np.abs(served - expected).max() <= 1e-3 * np.abs(expected).max()
-        assert np.argsort(-served)[:5].tolist() == np.argsort(-expected)[:5].tolist()
+        assert np.abs(served - expected).max() <= LOGIT_TOLERANCE * np.abs(expected).max()
+        assert is_top(served, expected, 5)
 
 
 @pytest.mark.parametrize("times", [3, 4, 6])
@@ -107,7 +115,7 @@ def test_a_batch_gives_what_each_picture_gives_alone(parity: Parity) -> None:
     together = parity.served.logits(pixels)
     for row, one in enumerate(pixels):
         alone = parity.served.logits([one])[0]
-        assert np.abs(together[row] - alone).max() <= 1e-3 * np.abs(alone).max()
+        assert np.abs(together[row] - alone).max() <= LOGIT_TOLERANCE * np.abs(alone).max()
 
 
 def test_the_probabilities_over_http_are_torchvisions(
@@ -135,4 +143,5 @@ def test_the_probabilities_over_http_are_torchvisions(
         assert len(served) == 100
         for class_id, confidence in served.items():
             assert confidence == pytest.approx(float(expected[class_id]), rel=2e-2, abs=1e-6)
-        assert [one["class_id"] for one in answer["predictions"]][:5] == expected.argsort(descending=True)[:5].tolist()
+        best = [float(expected[one["class_id"]]) for one in answer["predictions"][:5]]
+        assert best == pytest.approx(expected.sort(descending=True).values[:5].tolist(), rel=2e-2, abs=1e-6)
