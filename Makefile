@@ -20,7 +20,8 @@ demo: .venv/.demo
 	$(BIN)/lensgate demo $(ARGS)
 
 test: .venv/.test
-	$(BIN)/python -m pytest $(ARGS)
+	@# Half of the tests' time is waiting for servers, so two processes share them; the tests of one file stay together.
+	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
 
 check: .venv/.check
 	$(BIN)/ruff format --check

@@ -24,6 +24,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if os.environ.get("CI") == "true" and report.skipped and not hasattr(report, "wasxfail") and item.get_closest_marker("gpu") is None:
         report.outcome = "failed"
         report.longrepr = f"skipped under CI=true: {report.longrepr}"
+    # Hostile text that a test logs may hold lone surrogates, which pytest-xdist cannot send from one process to another.
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
     return report
 
 
