@@ -17,6 +17,7 @@ import uvloop
 from api.app import create_app
 from api.child_config import read_config, when_supervisor_dies
 from api.children import EXIT_CONFIGURATION
+from api.credential_metrics import CredentialMetrics
 from api.decoding import DecodePool
 from api.log import configure_logging
 from api.metric_files import remove_metric_files, share_metrics
@@ -40,9 +41,14 @@ _MAX_WAITING_DECODES_PER_THREAD: Final = 32
 
 
 @asynccontextmanager
-async def _open_services(settings: Settings, engine_sockets: Sequence[Path], metrics_dir: Path | None = None) -> AsyncIterator[Services]:
+async def _open_services(
+    settings: Settings, name: str, engine_sockets: Sequence[Path], metrics_dir: Path | None
+) -> AsyncIterator[Services]:
     security = settings.security
     metrics = Metrics(metrics_dir)
+    credentials = CredentialMetrics(name, metrics.registry)
+    if settings.http.tls_cert is not None:
+        credentials.read_certificate(settings.http.tls_cert)
     database = Database(security.database_url.get_secret_value())
     registry = ClientRegistry(database)
     keys = KeyStore(security.keys_dir, poll_s=security.poll_s)
@@ -59,6 +65,7 @@ async def _open_services(settings: Settings, engine_sockets: Sequence[Path], met
     decoder = DecodePool(max_pixels=settings.inference.max_pixels, threads=threads, max_waiting=threads * _MAX_WAITING_DECODES_PER_THREAD)
     polls = [
         asyncio.create_task(keys.run(), name="poll keys"),
+        asyncio.create_task(credentials.watch_key(keys, security.poll_s), name="say which key signs"),
         asyncio.create_task(revocations.run(), name="poll revocations"),
         asyncio.create_task(trusted.run(), name="fetch the keys of trusted issuers"),
         asyncio.create_task(rates.run(), name="look for a lost rate limit storage"),
@@ -91,7 +98,7 @@ async def _open_services(settings: Settings, engine_sockets: Sequence[Path], met
 async def _serve(config: dict[str, Any]) -> None:
     settings = Settings.restore(config["settings"])
     metrics_dir = share_metrics(config["metrics_dir"], config["name"])
-    async with _open_services(settings, [Path(path) for path in config["engines"]], metrics_dir) as services:
+    async with _open_services(settings, config["name"], [Path(path) for path in config["engines"]], metrics_dir) as services:
         server = Server(create_app(services), settings.http, services.lifecycle, on_refused=services.metrics.refused)
         loop = asyncio.get_running_loop()
 

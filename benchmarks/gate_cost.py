@@ -158,7 +158,7 @@ async def _services(folder: Path) -> AsyncIterator[Services]:
     database = Database(database_url)
     await database.upgrade()
     await database.aclose()
-    async with _open_services(settings, []) as services:
+    async with _open_services(settings, "api-0", [], None) as services:
         yield replace(services, engine=StubEngine(), decoder=StubDecoder())
 
 

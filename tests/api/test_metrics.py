@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry, values
 
 from api.app import create_app
+from api.credential_metrics import CredentialMetrics
 from api.errors import KINDS
 from api.metric_files import SIZES_BYTES, forget_gauges, make_metric_files, remove_metric_files, restarts, share_metrics
 from api.metrics import Metrics
@@ -103,6 +104,7 @@ def test_the_docs_have_a_row_for_every_metric_and_for_no_other() -> None:
     EngineMetrics("engine-0", registry)
     GpuMetrics("0", registry=registry)
     restarts(registry)
+    CredentialMetrics("api-0", registry)
     made: list[Any] = [*registry._collector_to_names, *Metrics().registry._collector_to_names]
     assert {name: (kind, re.findall(r"`(\w+)`", labels)) for name, kind, labels in rows} == {
         metric._name + ("_total" if metric._type == "counter" else ""): (metric._type, list(metric._labelnames)) for metric in made

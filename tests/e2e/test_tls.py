@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 import trustme
+from cryptography import x509
 
 from support.service import Service
 
@@ -25,8 +27,25 @@ def test_https_is_served_from_the_certificate_and_plain_http_is_not(start_servic
     assert service.url.startswith("https://")
     answer = httpx.get(f"{service.url}/livez", verify=context, timeout=30)
     assert (answer.status_code, answer.headers["strict-transport-security"]) == (200, "max-age=31536000")
+    token = _token(service, context)
+    shown = httpx.get(f"{service.url}/metrics", headers={"Authorization": f"Bearer {token}"}, verify=context, timeout=30).text
+    end_s = x509.load_pem_x509_certificate(certificate.cert_chain_pems[0].bytes()).not_valid_after_utc.timestamp()
+    (line,) = re.findall(r'^lensgate_tls_certificate_expires_timestamp_seconds\{process="api-0"\} (.+)$', shown, re.MULTILINE)
+    assert float(line) == end_s
     with pytest.raises(httpx.HTTPError):
         httpx.get(f"{service.url.replace('https', 'http')}/livez", timeout=30)
+
+
+def _token(service: Service, context: ssl.SSLContext) -> str:
+    client = service.create_client("scraper", "metrics")
+    answer = httpx.post(
+        f"{service.url}/oauth2/token",
+        data={"grant_type": "client_credentials"},
+        auth=(client["client_id"], client["client_secret"]),
+        verify=context,
+        timeout=30,
+    )
+    return str(answer.json()["access_token"])
 
 
 def test_plain_http_beyond_loopback_says_so_and_loopback_does_not(start_service: Callable[..., Service], service: Service) -> None:
