@@ -20,6 +20,7 @@ LOCKS = {
     "check": (
         *PROJECT,
         "--extra=demo",
+        "--extra=otel",
         "--extra=postgres",
         "--extra=redis",
         "--group=build",
@@ -28,10 +29,10 @@ LOCKS = {
         "--group=fuzz",
         "--group=bench",
     ),
-    "test": (*PROJECT, "--extra=demo", "--extra=postgres", "--extra=redis", "--group=test"),
+    "test": (*PROJECT, "--extra=demo", "--extra=otel", "--extra=postgres", "--extra=redis", "--group=test"),
     "demo": (*PROJECT, "--extra=demo"),
     "bench": (*PROJECT, "--extra=demo", "--group=bench"),
-    "serve": (*PROJECT, "--extra=postgres", "--extra=redis", "--overrides=locks/base-image.in"),
+    "serve": (*PROJECT, "--extra=otel", "--extra=postgres", "--extra=redis", "--overrides=locks/base-image.in"),
     "build": ("--group=build",),
 }
 COMPILE = (
