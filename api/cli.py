@@ -62,7 +62,7 @@ def serve() -> None:
     from api.supervisor import Supervisor, bind
 
     settings = load_settings()
-    configure_logging(settings.log.level, settings.log.format)
+    configure_logging(settings.log.level, settings.log.format, process="supervisor")
 
     async def run() -> None:
         with bind(settings.http) as listener:

@@ -16,7 +16,8 @@ import uvloop
 from api.child_config import read_config, when_supervisor_dies
 from api.children import EXIT_CONFIGURATION
 from api.log import configure_logging
-from api.metric_files import remove_metric_files, share_metrics
+from api.log_writer import LAST_WORDS_S, standard_output
+from api.metric_files import log_drops, remove_metric_files, share_metrics
 from inference.errors import ModelLoadError
 from inference.gpus import Gpu
 from inference.settings import InferenceSettings
@@ -35,6 +36,7 @@ async def _run(config: dict[str, Any]) -> None:
         loop.call_soon_threadsafe(stop.set)
 
     when_supervisor_dies(end)
+    standard_output().on_drops(count=log_drops().inc)
     metrics = EngineMetrics(config["name"])
     candidates = [InferenceSettings.model_validate(values) for values in config["candidates"]]
     gpu = None if config["gpu"] is None else Gpu(**config["gpu"])
@@ -53,7 +55,7 @@ async def _run(config: dict[str, Any]) -> None:
 def main() -> None:
     """Serve until SIGTERM or the supervisor's end; exit code 78 when the model cannot be served as configured."""
     config = read_config()
-    configure_logging(config["log"]["level"], config["log"]["format"])
+    configure_logging(config["log"]["level"], config["log"]["format"], process=config["name"])
     # torch makes this folder as soon as it is loaded; here it goes with the process.
     cache_dir = Path(config["socket"]).with_suffix(".inductor")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_dir)
@@ -70,7 +72,7 @@ def main() -> None:
         structlog.get_logger().exception("engine_failed")
         code = 1
     shutil.rmtree(cache_dir, ignore_errors=True)
-    sys.stdout.flush()
+    standard_output().drain(LAST_WORDS_S)
     sys.stderr.flush()
     # The device thread may be deep in a forward pass or a download, where an ordinary exit would wait or crash.
     os._exit(code)

@@ -1,42 +1,56 @@
-"""One pipeline for every log line, ours and the libraries': structured, one line an event, to standard output."""
+"""One pipeline for every log line, ours and the libraries': structured, one line an event, to standard output. See docs/logs.md."""
 
 from __future__ import annotations
 
 import logging
 import sys
+import threading
 import traceback
 from collections.abc import Mapping, MutableMapping
-from typing import Any, Final, Literal, TextIO
+from types import TracebackType
+from typing import Any, Final, Literal, TextIO, cast
 
 import msgspec
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from api.log_writer import LogWriter, standard_output
+
 _HANDLER_NAME: Final = "lensgate"
 _MAX_FRAMES: Final = 30
 _PLAIN_TYPES: Final = frozenset({int, float, bool, type(None)})
 _MAX_MESSAGE_CHARACTERS: Final = 2000
+_FIRST_FIELDS: Final = ("timestamp", "level", "event", "process")
 
 
 def configure_logging(
     level: Literal["debug", "info", "warning", "error"],
     format: Literal["auto", "json", "text"],  # noqa: A002 # what the setting is called
     *,
+    process: str | None = None,
     stream: TextIO | None = None,
 ) -> None:
     """Send everything that is logged in this process through one pipeline; calling it again replaces the former set-up.
 
     Args:
         level: the least serious level that is written.
-        format: `json` (one object a line), `text`, or `auto`: text where `stream` is a terminal, else JSON.
-        stream: where the lines go; standard output when None.
+        format: `json` (one object a line), `text`, or `auto`: text where the lines go to a terminal, else JSON.
+        process: what this process is called, on every line: `supervisor`, `api-0`, `engine-0`.
+        stream: where the lines go, each before its call returns; when None, to standard output, for which nobody waits.
     """
-    output = sys.stdout if stream is None else stream
+    output: TextIO | LogWriter = standard_output() if stream is None else stream
     as_text = format == "text" or (format == "auto" and output.isatty())
     numeric_level = logging.getLevelNamesMapping()[level.upper()]
+
+    def add_process(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        if process is not None:
+            event["process"] = process
+        return event
+
     common: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        add_process,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -46,13 +60,16 @@ def configure_logging(
     structlog.configure(
         processors=[*common, *last],
         wrapper_class=structlog.make_filtering_bound_logger(numeric_level),
-        logger_factory=structlog.WriteLoggerFactory(output),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", output)),
         cache_logger_on_first_use=False,
     )
     _configure_stdlib(output, numeric_level, common, last)
+    if isinstance(output, LogWriter):
+        output.on_drops(tell=_tell_of_dropped_lines)
+        _log_what_nobody_catches()
 
 
-def _configure_stdlib(output: TextIO, numeric_level: int, common: list[Processor], last: list[Processor]) -> None:
+def _configure_stdlib(output: TextIO | LogWriter, numeric_level: int, common: list[Processor], last: list[Processor]) -> None:
     handler = logging.StreamHandler(output)
     handler.name = _HANDLER_NAME
     handler.setFormatter(
@@ -76,6 +93,28 @@ def _configure_stdlib(output: TextIO, numeric_level: int, common: list[Processor
     # It warns of whatever a caller sent, byte by byte; the request's own line says `malformed_body`.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     logging.captureWarnings(capture=True)
+
+
+def _log_what_nobody_catches() -> None:
+    """Python's own reports of it are many lines on standard error, in which the message of an exception could look like a line of ours."""
+
+    def log(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None, where: str) -> None:
+        # Without an instance there is nothing to tell but the kind (the interpreter had no memory to make one).
+        error = kind() if error is None else error
+        structlog.get_logger().critical("uncaught_exception", where=where, exc_info=(kind, error, trace))
+
+    def name_of(culprit: object) -> str:
+        return str(getattr(culprit, "__qualname__", type(culprit).__qualname__))  # its repr could be anything
+
+    sys.excepthook = lambda kind, error, trace: log(kind, error, trace, "main")
+    threading.excepthook = lambda args: log(
+        args.exc_type, args.exc_value, args.exc_traceback, args.thread.name if args.thread else "thread"
+    )
+    sys.unraisablehook = lambda args: log(args.exc_type, args.exc_value, args.exc_traceback, name_of(args.object))
+
+
+def _tell_of_dropped_lines(lines: int) -> None:
+    structlog.get_logger().warning("log_lines_dropped", lines=lines)
 
 
 def _traceback_transformer() -> ExceptionDictTransformer:
@@ -117,7 +156,7 @@ def _escape_character(character: str) -> str:
 
 
 def _render_json(_: WrappedLogger, __: str, event: MutableMapping[str, Any]) -> str:
-    first = {name: event.pop(name) for name in ("timestamp", "level", "event")}
+    first = {name: event.pop(name) for name in _FIRST_FIELDS if name in event}
     return msgspec.json.encode({**first, **event}).decode()
 
 

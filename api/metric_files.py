@@ -107,6 +107,15 @@ def restarts(registry: CollectorRegistry | None = None) -> Counter:
     return Counter("lensgate_restarts_total", "How often a process died and was started again.", ["process"], registry=registry)
 
 
+def log_drops(registry: CollectorRegistry | None = None) -> Counter:
+    """The metric of every child's log."""
+    from prometheus_client import Counter
+
+    return Counter(
+        "lensgate_log_drops_total", "Lines of the log that were dropped, because they could not be written fast enough.", registry=registry
+    )
+
+
 def _not_shared(reason: str) -> None:
     _log.warning("metrics_not_shared", reason=reason, effect="/metrics shows what the API worker that answers has counted, and no more")
 

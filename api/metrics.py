@@ -10,6 +10,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from api.errors import KINDS
+from api.metric_files import log_drops
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 """Of the text format that every Prometheus reads."""
@@ -85,6 +86,7 @@ class Metrics:
             "How often a limit was counted by one worker for itself, because Redis was not there or too slow.",
             registry=registry,
         )
+        self.log_drops = log_drops(registry)
         self._in_flight.set(0)
         for reason in (*KINDS, *_CLOSED_UNANSWERED):  # from the start, so that the first of a kind is seen as an increase
             self._refusals.labels(reason)

@@ -20,6 +20,7 @@ from api.children import EXIT_CONFIGURATION
 from api.credential_metrics import CredentialMetrics
 from api.decoding import DecodePool
 from api.log import configure_logging
+from api.log_writer import standard_output
 from api.metric_files import remove_metric_files, share_metrics
 from api.metrics import Metrics
 from api.server import Server, allow_many_connections
@@ -100,6 +101,7 @@ async def _serve(config: dict[str, Any]) -> None:
     metrics_dir = share_metrics(config["metrics_dir"], config["name"])
     async with _open_services(settings, config["name"], [Path(path) for path in config["engines"]], metrics_dir) as services:
         server = Server(create_app(services), settings.http, services.lifecycle, on_refused=services.metrics.refused)
+        standard_output().on_drops(count=services.metrics.log_drops.inc)
         loop = asyncio.get_running_loop()
 
         def end() -> None:
@@ -122,7 +124,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     config = read_config()
     log = config["settings"]["log"]
-    configure_logging(log["level"], log["format"])
+    configure_logging(log["level"], log["format"], process=config["name"])
     try:
         uvloop.run(_serve(config))
     except (KeysError, RegistryError) as error:

@@ -40,6 +40,8 @@ class Service:
         self.log: list[dict[str, Any]] = []
         self.raw_log: list[str] = []
         self._logged = threading.Condition()
+        self.log_is_read = threading.Event()
+        self.log_is_read.set()
 
     @staticmethod
     def clean_environment(extra: dict[str, str]) -> dict[str, str]:
@@ -80,6 +82,7 @@ class Service:
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
+            self.log_is_read.wait()
             with self._logged:
                 self.raw_log.append(line)
                 if line.startswith("{"):
