@@ -2,10 +2,11 @@
 PYTHON ?= python3
 ARGS ?=
 SECONDS ?= 60
+MINUTES ?= 15
 BIN := .venv/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench fuzz lock clean
+.PHONY: help demo test check bench fuzz soak lock clean
 
 help:
 	@echo 'make demo    set up, then classify a real photograph      (ARGS=--once: exit after it)'
@@ -13,6 +14,7 @@ help:
 	@echo 'make check   format, lint, types, import rules, dead code, security lint, audit'
 	@echo 'make bench   every speed that is claimed, in 25 minutes   (ARGS="--only real", ARGS=--help: parts of it)'
 	@echo 'make fuzz    look for inputs that break the parsers       (SECONDS=60: for each of them)'
+	@echo 'make soak    honest and hostile traffic with faults in between  (MINUTES=15, ARGS="--seed 7": the same again)'
 	@echo 'make lock    rewrite the locks from pyproject.toml        (ARGS=--upgrade: to the newest versions)'
 	@echo 'make clean   remove .venv and the caches of the tools'
 
@@ -44,6 +46,9 @@ fuzz: .venv/.check
 	$(BIN)/python -m fuzz.run client_auth --seconds $(SECONDS)
 	$(BIN)/python -m fuzz.run client_address --seconds $(SECONDS)
 	$(BIN)/python -m fuzz.run jwks --seconds $(SECONDS)
+
+soak: .venv/.test
+	PYTHONPATH=tests $(BIN)/python -m soak --minutes $(MINUTES) $(ARGS)
 
 lock: .venv/.build
 	$(BIN)/python locks/lock.py $(ARGS)

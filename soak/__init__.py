@@ -1,0 +1,1 @@
+"""The soak: honest and hostile traffic against a real service, and faults in between (`make soak`)."""
