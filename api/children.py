@@ -1,26 +1,28 @@
-"""One child process of the supervisor: started, handed its configuration, and started again when it dies."""
+"""Keeps one child of the supervisor running: started again when it dies, renewed when that is asked for, given up when it is no use."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import math
 import signal
-import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import structlog
+
+from api.child_process import ChildProcess
 
 EXIT_CONFIGURATION: Final = 78
 """`EX_CONFIG` of sysexits.h: the child cannot work as configured and has said why; starting it again would not help."""
 
 _BACK_OFF_MIN_S: Final = 0.1
 _BACK_OFF_MAX_S: Final = 5.0
-_STEADY_S: Final = 30.0
-"""A child that lived this long was healthy: its next death is the first again."""
-_MAX_RAPID_DEATHS: Final = 10
+_MAX_DEATHS: Final = 10
+_DEATHS_WINDOW_S: Final = 3600.0
+"""A child that dies so often within so long is no use to anybody; whoever keeps the service itself running shall hear of it."""
 
 _log: Final = structlog.get_logger()
 
@@ -36,17 +38,15 @@ class ChildGaveUp(Exception):
 class Child:
     """Keeps one process running.
 
-    The first line of its standard input is its configuration, as JSON: secrets in it never stand in a command line or an
-    environment. The pipe then stays open, so that its end tells the child that the supervisor has died.
-
     Args:
-        name: for the log: `engine-0`, `api-1`.
+        name: for the log and the metrics: `engine-0`, `api-1`.
         module: run as `python -m module`.
         config: JSON values.
+        stuck_after_s: once it serves, for how long it may be silent before it is killed.
         pass_fds: file descriptors that it inherits under their own numbers.
         output: a file descriptor for standard output and error; inherited when None.
         on_start: called with the pid at every start.
-        on_end: called after every end.
+        on_end: called with the name after every end.
     """
 
     def __init__(
@@ -55,77 +55,112 @@ class Child:
         module: str,
         config: Mapping[str, Any],
         *,
+        stuck_after_s: float,
         pass_fds: Sequence[int] = (),
         output: int | None = None,
-        on_start: Callable[[int], None] | None = None,
-        on_end: Callable[[], None] | None = None,
+        on_start: Callable[[int], None] = lambda _: None,
+        on_end: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.name = name
         self._module = module
-        self._config = json.dumps(config).encode() + b"\n"
-        self._pass_fds = tuple(pass_fds)
+        self._config = config
+        self._stuck_after_s = stuck_after_s
+        self._pass_fds = pass_fds
         self._output = output
         self._on_start = on_start
         self._on_end = on_end
-        self._process: asyncio.subprocess.Process | None = None
+        self._current: ChildProcess | None = None
+        self._living: set[ChildProcess] = set()
+        """More than one while it is renewed."""
+        self._deaths_s: deque[float] = deque(maxlen=_MAX_DEATHS)
         self._stop = asyncio.Event()
 
     async def keep(self) -> None:
         """Run the process, and run it again when it dies, until `stop`.
 
         Raises:
-            ChildGaveUp: it is configured badly, or died too often in a row.
+            ChildGaveUp: it is configured badly, or died too often.
         """
-        rapid_deaths = 0
-        while not self._stop.is_set():
-            started_s = time.monotonic()
-            code = await self._run_once()
-            if self._stop.is_set():
-                return
-            if code == EXIT_CONFIGURATION:
-                raise ChildGaveUp(f"{self.name} cannot start", configured_badly=True)
-            rapid_deaths = 1 if time.monotonic() - started_s > _STEADY_S else rapid_deaths + 1
-            if rapid_deaths >= _MAX_RAPID_DEATHS:
-                raise ChildGaveUp(f"{self.name} died {rapid_deaths} times in a row", configured_badly=False)
-            pause_s = min(_BACK_OFF_MAX_S, _BACK_OFF_MIN_S * 2 ** (rapid_deaths - 1))
-            _log.error("child_died", child=self.name, exit_code=code, restart_in_s=pause_s)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), pause_s)
-
-    async def _run_once(self) -> int:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            self._module,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=self._output,
-            stderr=self._output,
-            pass_fds=self._pass_fds,
-            # A session of its own: Ctrl-C in a terminal reaches the supervisor alone, which then ends everything in order.
-            start_new_session=True,
-        )
-        self._process = process
         try:
-            if self._stop.is_set():
-                process.kill()
-            assert process.stdin is not None
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died already: `wait` tells how
-                process.stdin.write(self._config)
-                await process.stdin.drain()
-            if self._on_start is not None:
-                self._on_start(process.pid)
-            _log.info("child_started", child=self.name, child_pid=process.pid)
-            return await process.wait()
+            while not self._stop.is_set():
+                process = self._current or await self._start(self.name)
+                self._current = self._current or process
+                if process is not self._current:  # it was renewed while another one was being started
+                    process.send_signal(signal.SIGKILL)
+                await asyncio.wait({process.ended})
+                if process is self._current and not self._stop.is_set():
+                    self._current = None
+                    await self._pause(process.ended.result())
+            while self._living:
+                await asyncio.wait({process.ended for process in self._living})
         finally:
-            self._process = None
-            if process.returncode is None:
-                process.kill()
-            if self._on_end is not None:
-                self._on_end()
+            for process in self._living:
+                process.ended.cancel()
+
+    async def renew(self, name: str, *, grace_s: float) -> bool:
+        """Start another process under another name; as soon as it serves, end the former one in order, with SIGHUP.
+
+        Args:
+            name: of the new one. It is the child's name from then on, and the former one is free.
+            grace_s: how long the former one may take to end.
+
+        Returns:
+            False when the new one ended before it served. The former one then goes on.
+        """
+        try:
+            fresh = await self._start(name, planned=True)
+        except OSError:
+            _log.exception("child_not_renewed", child=self.name)
+            return False
+        serving = asyncio.create_task(fresh.serving.wait())
+        await asyncio.wait({serving, fresh.ended}, return_when=asyncio.FIRST_COMPLETED)
+        serving.cancel()
+        if fresh.ended.done():
+            _log.error("child_not_renewed", child=self.name, exit_code=fresh.ended.result())
+            return False
+        former, self._current, self.name = self._current, fresh, name
+        if former is not None:
+            await former.end(signal.SIGHUP, grace_s)
+            _log.info("child_renewed", child=name, former=former.name)
+        return True
+
+    async def _start(self, name: str, *, planned: bool = False) -> ChildProcess:
+        process = await ChildProcess.start(
+            name,
+            self._module,
+            {**self._config, "planned": planned},
+            pass_fds=self._pass_fds,
+            output=self._output,
+            stuck_after_s=self._stuck_after_s,
+        )
+        self._living.add(process)
+        process.ended.add_done_callback(lambda _: self._ended(process))
+        if self._stop.is_set():
+            process.send_signal(signal.SIGKILL)
+        self._on_start(process.pid)
+        return process
+
+    def _ended(self, process: ChildProcess) -> None:
+        self._living.discard(process)
+        self._on_end(process.name)
+
+    async def _pause(self, code: int) -> None:
+        """What follows a death that nobody asked for."""
+        if code == EXIT_CONFIGURATION:
+            raise ChildGaveUp(f"{self.name} cannot start", configured_badly=True)
+        now_s = time.monotonic()
+        self._deaths_s.append(now_s)
+        recent = sum(now_s - death_s < _DEATHS_WINDOW_S for death_s in self._deaths_s)
+        if recent >= _MAX_DEATHS:
+            minutes = math.ceil((now_s - self._deaths_s[0]) / 60)
+            raise ChildGaveUp(f"{self.name} died {recent} times in {minutes} minutes", configured_badly=False)
+        pause_s = min(_BACK_OFF_MAX_S, _BACK_OFF_MIN_S * 2 ** (recent - 1))
+        _log.error("child_died", child=self.name, exit_code=code, restart_in_s=pause_s)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), pause_s)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """Do not start it again; send it a signal if it runs."""
+        """Do not start it again; send a signal to whatever of it runs."""
         self._stop.set()
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(number)
+        for process in self._living:
+            process.send_signal(number)

@@ -55,6 +55,8 @@ def _lensgate() -> None:
 def serve() -> None:
     """Serve the model. Everything is set in the environment or in .env; see `lensgate config check`.
 
+    SIGTERM: end in order; a second one: at once. SIGHUP: renew the API workers, one after another (a new certificate is read).
+
     Example: LENSGATE_HTTP__PORT=8080 lensgate serve
     """
     from api.log import configure_logging

@@ -18,6 +18,7 @@ from api.children import EXIT_CONFIGURATION
 from api.log import configure_logging
 from api.log_writer import LAST_WORDS_S, standard_output
 from api.metric_files import log_drops, remove_metric_files, share_metrics
+from api.pulse import Pulse
 from inference.errors import ModelLoadError
 from inference.gpus import Gpu
 from inference.settings import InferenceSettings
@@ -29,7 +30,7 @@ async def _run(config: dict[str, Any]) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    metrics_dir = share_metrics(config["metrics_dir"], config["name"])
+    metrics_dir = share_metrics(config["metrics_dir"], config["name"], planned=config["planned"])
 
     def end() -> None:
         remove_metric_files(metrics_dir)
@@ -38,6 +39,7 @@ async def _run(config: dict[str, Any]) -> None:
     when_supervisor_dies(end)
     standard_output().on_drops(count=log_drops().inc)
     metrics = EngineMetrics(config["name"])
+    pulse = Pulse(config["pulse"])
     candidates = [InferenceSettings.model_validate(values) for values in config["candidates"]]
     gpu = None if config["gpu"] is None else Gpu(**config["gpu"])
     if gpu is not None:
@@ -48,6 +50,7 @@ async def _run(config: dict[str, Any]) -> None:
         connect_timeout_s=config["connect_timeout_s"],
         stop=stop,
         metrics=metrics,
+        on_alive=lambda ready: pulse.beat(serving=ready),
         gpu_number=None if gpu is None else gpu.number,
     )
 

@@ -71,12 +71,13 @@ def forget_gauges(folder: Path, name: str) -> None:
             content[: _USED_BYTES.size] = _USED_BYTES.pack(0)
 
 
-def share_metrics(metrics_dir: str | None, name: str) -> Path | None:
+def share_metrics(metrics_dir: str | None, name: str, *, planned: bool = False) -> Path | None:
     """Let every metric that this process makes from now on keep its value in its files. Call it before the first is made.
 
     Args:
         metrics_dir: the supervisor's folder; None where there is none.
         name: this child's.
+        planned: it is started to replace one that has not died.
 
     Returns:
         The folder; None where there is none, or it is gone: this process then counts for itself.
@@ -96,7 +97,7 @@ def share_metrics(metrics_dir: str | None, name: str) -> Path | None:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
     shared: Any = values.MultiProcessValue(lambda: name)  # type: ignore[no-untyped-call]
     values.ValueClass = shared
-    restarts().labels(name).inc(was_here_before)
+    restarts().labels(name).inc(was_here_before and not planned)
     return folder
 
 

@@ -35,10 +35,19 @@ class Server(uvicorn.Server):
         app: what it serves.
         http: the settings.
         lifecycle: what it tells the routes about itself.
+        on_started: called once connections are accepted.
         on_refused: called with a code for everything that the wire guard refuses.
     """
 
-    def __init__(self, app: ASGIApp, http: HttpSettings, lifecycle: Lifecycle, *, on_refused: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        http: HttpSettings,
+        lifecycle: Lifecycle,
+        *,
+        on_started: Callable[[], None] = lambda: None,
+        on_refused: Callable[[str], None] | None = None,
+    ) -> None:
         drain_s = max(1, int(http.grace_s - http.drain_pause_s - _STOP_MARGIN_S))
         limits = WireLimits(
             header_timeout_s=http.header_timeout_s,
@@ -46,11 +55,11 @@ class Server(uvicorn.Server):
             max_header_bytes=http.max_header_bytes,
             drain_s=drain_s,
         )
-        guard = WireGuard(limits, renderer(over_tls=http.tls_cert is not None), on_refused)
+        self._guard = WireGuard(limits, renderer(over_tls=http.tls_cert is not None), on_refused)
         super().__init__(
             uvicorn.Config(
                 app,
-                http=guarded_protocol(guard),
+                http=guarded_protocol(self._guard),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -63,6 +72,7 @@ class Server(uvicorn.Server):
             )
         )
         self._lifecycle = lifecycle
+        self._on_started = on_started
         self._drain_pause_s = http.drain_pause_s
         self._handshake_timeout_s = http.header_timeout_s
 
@@ -76,7 +86,8 @@ class Server(uvicorn.Server):
         create_server = asyncio.get_running_loop().create_server
         self.servers = [await create_server(self._protocol, sock=one, backlog=self.config.backlog, **self._tls()) for one in sockets]
         self.started = True
-        _log.info("worker_serving", worker_pid=os.getpid())
+        _log.info("worker_serving")
+        self._on_started()
 
     def _protocol(self) -> asyncio.Protocol:
         make: Any = self.config.http_protocol_class
@@ -115,11 +126,18 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().call_soon_threadsafe(self._close_after_pause)
 
     def _close_after_pause(self) -> None:
+        # Those who wait for their answers, or come back, are sent on to another server; who is idle may stay until the port closes.
+        self._guard.drain()
         asyncio.get_running_loop().call_later(self._drain_pause_s, self.stop_accepting)
 
     def stop_accepting(self) -> None:
         """Close the port, finish what is complete, and end."""
         self._lifecycle.draining = True
+        self.should_exit = True
+
+    def retire(self) -> None:
+        """The same, because another worker has taken over: the service stays as ready as it is."""
+        self._guard.drain()
         self.should_exit = True
 
 

@@ -1,4 +1,4 @@
-"""`lensgate serve`: engines and API workers, started at once, kept running, and ended in order."""
+"""`lensgate serve`: engines and API workers, started at once, kept running, renewed, and ended in order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import signal
 import socket
 import tempfile
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -84,6 +83,8 @@ class Supervisor:
         self._candidates = tuple(candidates) or (settings.inference,)
         self._connect_timeout_s = connect_timeout_s
         self._output = output
+        self._on_terminal = os.isatty(0)
+        self._renewal_requested = asyncio.Event()
         self._stop_requested = asyncio.Event()
         self._kill_requested = asyncio.Event()
 
@@ -93,43 +94,65 @@ class Supervisor:
             self._kill_requested.set()
         self._stop_requested.set()
 
+    def request_renewal(self) -> None:
+        """Replace the API workers one after another, without losing a request. For one that was started in a terminal it means its end."""
+        if self._on_terminal:
+            self.request_stop()  # the terminal has been closed
+        else:
+            self._renewal_requested.set()
+
     async def run(self) -> None:
-        """Serve until `request_stop`, SIGTERM or SIGINT.
+        """Serve until `request_stop`, SIGTERM or SIGINT. SIGHUP is `request_renewal`.
 
         Raises:
             ChildGaveUp: a child could not be kept running; everything else has been ended.
         """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.request_stop)
+        handlers = {signal.SIGTERM: self.request_stop, signal.SIGINT: self.request_stop, signal.SIGHUP: self.request_renewal}
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
         _log.info("listening", url=self._settings.url, workers=self._settings.http.workers, model=self._settings.inference.model)
         gpus = await self._gpus()
         runtime_dir = _make_runtime_dir()
         engine_configs = [self._engine_config(runtime_dir, index, gpu) for index, gpu in enumerate(gpus)]
         engine_names = [f"engine-{index}" for index in range(len(engine_configs))]
         worker_config = self._worker_config([config["socket"] for config in engine_configs])
-        worker_names = [f"api-{index}" for index in range(self._settings.http.workers)]
-        metrics_dir = make_metric_files([*engine_names, *worker_names])
+        # One more name than there are workers: whoever is renewed lives beside its successor for a while, and each counts for itself.
+        *worker_names, spare_name = [f"api-{index}" for index in range(self._settings.http.workers + 1)]
+        metrics_dir = make_metric_files([*engine_names, *worker_names, spare_name])
         engines = [
             self._child(name, "api.engine_process", config, metrics_dir) for name, config in zip(engine_names, engine_configs, strict=True)
         ]
         workers = [self._child(name, "api.worker_process", worker_config, metrics_dir, [self._listener.fileno()]) for name in worker_names]
-        keepers = {asyncio.create_task(child.keep(), name=child.name) for child in (*engines, *workers)}
+        keepers = {child: asyncio.create_task(child.keep(), name=child.name) for child in (*engines, *workers)}
         stop = asyncio.create_task(self._stop_requested.wait())
+        renewal = asyncio.create_task(self._renew(workers, spare_name))
         try:
-            stop_cause = await self._until_the_end(stop, keepers, {task for task in keepers if task.get_name() in engine_names})
+            stop_cause = await self._until_the_end(stop, set(keepers.values()), {keepers[engine] for engine in engines})
+            renewal.cancel()
             await self._end(engines, workers, keepers)
             if stop_cause is not None:
                 raise stop_cause
         finally:
-            stop.cancel()
-            for keeper in keepers:
-                keeper.cancel()
-            await asyncio.gather(*keepers, return_exceptions=True)
+            for task in (stop, renewal, *keepers.values()):
+                task.cancel()
+            await asyncio.gather(renewal, *keepers.values(), return_exceptions=True)
             shutil.rmtree(runtime_dir, ignore_errors=True)
             remove_metric_files(metrics_dir)
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in handlers:
                 loop.remove_signal_handler(number)
+
+    async def _renew(self, workers: Sequence[Child], spare_name: str) -> None:
+        while True:
+            await self._renewal_requested.wait()
+            self._renewal_requested.clear()
+            for worker in workers:
+                former_name = worker.name
+                if not await worker.renew(spare_name, grace_s=self._settings.http.grace_s):
+                    break  # the others would fare no better, and this one still serves
+                spare_name = former_name
+            else:
+                _log.info("workers_renewed")
 
     async def _gpus(self) -> Sequence[Gpu | None]:
         # In the demo there are several candidates, and two engines might settle on different ones.
@@ -158,10 +181,11 @@ class Supervisor:
         return Child(
             name,
             module,
-            {**config, "name": name, "metrics_dir": None if metrics_dir is None else str(metrics_dir)},
+            {**config, "metrics_dir": None if metrics_dir is None else str(metrics_dir)},
+            stuck_after_s=self._settings.inference.stuck_after_s,
             pass_fds=pass_fds,
             output=self._output,
-            on_end=None if metrics_dir is None else partial(forget_gauges, metrics_dir, name),
+            on_end=lambda name: None if metrics_dir is None else forget_gauges(metrics_dir, name),
         )
 
     def _engine_config(self, runtime_dir: Path, index: int, gpu: Gpu | None) -> dict[str, Any]:
@@ -176,24 +200,22 @@ class Supervisor:
     def _worker_config(self, engine_sockets: Sequence[str]) -> dict[str, Any]:
         return {"settings": self._settings.dump(), "listener": self._listener.fileno(), "engines": engine_sockets}
 
-    async def _end(self, engines: list[Child], workers: list[Child], keepers: set[asyncio.Task[None]]) -> None:
+    async def _end(self, engines: Sequence[Child], workers: Sequence[Child], keepers: Mapping[Child, asyncio.Task[None]]) -> None:
         _log.info("stopping", grace_s=self._settings.http.grace_s)
         # Ours is the last copy: once the workers have closed theirs, the kernel refuses new connections by itself.
         self._listener.close()
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + self._settings.http.grace_s
         for group, until_s in ((workers, deadline_s - _ENGINE_STOP_S), (engines, deadline_s)):
-            names = {child.name for child in group}
-            waiting = {task for task in keepers if task.get_name() in names}
             for child in group:
                 child.stop()
-            await self._wait(waiting, until_s - loop.time())
+            await self._wait([keepers[child] for child in group], until_s - loop.time())
         for child in (*workers, *engines):
             child.stop(signal.SIGKILL)
-        await asyncio.wait(keepers)
+        await asyncio.wait(keepers.values())
         _log.info("stopped")
 
-    async def _wait(self, waiting: set[asyncio.Task[None]], timeout_s: float) -> None:
+    async def _wait(self, waiting: Sequence[asyncio.Task[None]], timeout_s: float) -> None:
         kill = asyncio.create_task(self._kill_requested.wait())
         waits: set[asyncio.Future[Any]] = {kill, asyncio.gather(*waiting, return_exceptions=True)}
         try:

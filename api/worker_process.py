@@ -23,6 +23,7 @@ from api.log import configure_logging
 from api.log_writer import standard_output
 from api.metric_files import remove_metric_files, share_metrics
 from api.metrics import Metrics
+from api.pulse import Pulse
 from api.server import Server, allow_many_connections
 from api.services import Services
 from api.settings import Settings
@@ -39,6 +40,8 @@ from security.tokens import TokenIssuer, TokenVerifier
 from security.trusted_issuers import TrustedIssuers
 
 _MAX_WAITING_DECODES_PER_THREAD: Final = 32
+_FIRST_WORD_S: Final = 1.0
+"""How long a new worker waits to hear from the engines before it takes requests: one that knows nothing would refuse them."""
 
 
 @asynccontextmanager
@@ -62,6 +65,7 @@ async def _open_services(
     await rates.start()
     engine = ProcessEngine(engine_sockets, max_pending=settings.inference.queue_size)
     engine.start()
+    await engine.heard(timeout_s=_FIRST_WORD_S)
     threads = usable_cores()
     decoder = DecodePool(max_pixels=settings.inference.max_pixels, threads=threads, max_waiting=threads * _MAX_WAITING_DECODES_PER_THREAD)
     polls = [
@@ -98,9 +102,16 @@ async def _open_services(
 
 async def _serve(config: dict[str, Any]) -> None:
     settings = Settings.restore(config["settings"])
-    metrics_dir = share_metrics(config["metrics_dir"], config["name"])
+    pulse = Pulse(config["pulse"])
+    metrics_dir = share_metrics(config["metrics_dir"], config["name"], planned=config["planned"])
     async with _open_services(settings, config["name"], [Path(path) for path in config["engines"]], metrics_dir) as services:
-        server = Server(create_app(services), settings.http, services.lifecycle, on_refused=services.metrics.refused)
+        server = Server(
+            create_app(services),
+            settings.http,
+            services.lifecycle,
+            on_started=lambda: pulse.beat(serving=True),
+            on_refused=services.metrics.refused,
+        )
         standard_output().on_drops(count=services.metrics.log_drops.inc)
         loop = asyncio.get_running_loop()
 
@@ -109,7 +120,12 @@ async def _serve(config: dict[str, Any]) -> None:
             _call_soon(loop, server)
 
         when_supervisor_dies(end)
-        await server.serve(sockets=[socket.socket(fileno=config["listener"])])
+        loop.add_signal_handler(signal.SIGHUP, server.retire)
+        beating = asyncio.create_task(pulse.beat_regularly(lambda: server.started), name="beat")
+        try:
+            await server.serve(sockets=[socket.socket(fileno=config["listener"])])
+        finally:
+            beating.cancel()
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, server: Server) -> None:

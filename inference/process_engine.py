@@ -36,6 +36,8 @@ class _Link:
         """The prediction that it was handed last."""
         self.pending: dict[int, asyncio.Future[Result]] = {}
         self.retry_after_s = 1
+        self.heard = asyncio.Event()
+        """Set once it has said where it stands, or is known not to be there."""
         self._max_pending = max_pending
         self._on_status = on_status
         self._frames: FrameProtocol | None = None
@@ -53,6 +55,7 @@ class _Link:
                 await loop.create_unix_connection(lambda frames=frames: frames, str(self.path))  # type: ignore[misc]  # a lambda's default
             except OSError:
                 # Not there yet, or being replaced: the supervisor restarts it. Liveness does not hang on this.
+                self.heard.set()
                 await asyncio.sleep(pause_s)
                 pause_s = min(_RECONNECT_MAX_S, pause_s * 1.5)
                 continue
@@ -101,6 +104,7 @@ class _Link:
 
     def _set_status(self, status: EngineStatus) -> None:
         self.status = status
+        self.heard.set()
         self._on_status()
 
     def _on_lost(self) -> None:
@@ -147,6 +151,13 @@ class ProcessEngine:
         """Begin to connect, on the running event loop. Returns at once."""
         self._tasks = [asyncio.create_task(link.keep(), name=f"engine link {link.path.name}") for link in self._links]
 
+    async def heard(self, *, timeout_s: float) -> None:
+        """Wait until it is known of every engine where it stands, or for so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                for link in self._links:
+                    await link.heard.wait()
+
     async def predict(self, pixels: Pixels, *, top_k: int, timeout_s: float, client: str) -> Prediction:
         """See `inference.engine.Engine.predict`."""
         ready = [link for link in self._links if link.status.ready]
@@ -165,7 +176,7 @@ class ProcessEngine:
             raise DeadlineExceeded from None
         finally:
             link.forget(prediction_id)
-        return _as_prediction(result, model)
+        return _as_prediction(result, model, link.path.stem)
 
     def status(self) -> EngineStatus:
         """The status of the engine furthest along, with the models of all that are ready."""
@@ -186,9 +197,16 @@ class ProcessEngine:
                 await task
 
 
-def _as_prediction(result: Result, model: ModelInfo) -> Prediction:
+def _as_prediction(result: Result, model: ModelInfo, engine: str) -> Prediction:
     scores = tuple(
         ClassScore(class_id, model.labels[class_id], probability)
         for class_id, probability in zip(result.class_ids, result.probabilities, strict=True)
     )
-    return Prediction(scores=scores, model=model, queue_ms=result.queue_ms, infer_ms=result.infer_ms, batch_size=result.batch_size)
+    return Prediction(
+        scores=scores,
+        model=model,
+        queue_ms=result.queue_ms,
+        infer_ms=result.infer_ms,
+        batch_size=result.batch_size,
+        engine=engine,
+    )

@@ -57,6 +57,14 @@ class InferenceSettings(BaseModel):
     deadline_s: float = Field(
         default=10.0, gt=0, le=300, description="Seconds from the end of decoding to the labels; later is answered 504."
     )
+    stuck_after_s: float = Field(
+        default=20.0,
+        ge=2,
+        le=600,
+        description=(
+            "Seconds of silence, or in one forward pass, after which an engine is killed and started again; for an API worker, of silence."
+        ),
+    )
     max_pixels: int = Field(
         default=50_000_000,
         ge=1,

@@ -89,6 +89,9 @@ class Connection(Protocol):
     def check(self, now_s: float) -> None:
         """End what has had its time."""
 
+    def answer_last(self) -> None:
+        """Close after the answer that is being waited for, if there is one."""
+
 
 class WireGuard:
     """What the connections of one server share.
@@ -105,6 +108,8 @@ class WireGuard:
         self._render = render
         self._on_refused = on_refused
         self._connections: set[Connection] = set()
+        self.draining = False
+        """True once every answer is its connection's last."""
         self._next_sweep: asyncio.TimerHandle | None = None
 
     def watch(self, connection: Connection) -> None:
@@ -112,6 +117,12 @@ class WireGuard:
         self._connections.add(connection)
         if self._next_sweep is None:
             self._next_sweep = connection.loop.call_later(SWEEP_S, self._sweep, connection.loop)
+
+    def drain(self) -> None:
+        """From now on every answer is its connection's last, and says so."""
+        self.draining = True
+        for connection in self._connections:
+            connection.answer_last()
 
     def forget(self, connection: Connection) -> None:
         """The connection is gone."""

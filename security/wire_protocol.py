@@ -71,11 +71,15 @@ class GuardedProtocol(BoundedProtocol):
         if self.phase is Phase.HANDLING and not self.busy:
             self.enter(Phase.IDLE)
 
+    def answer_last(self) -> None:
+        """Close after the answer that is being waited for, if there is one."""
+        if self.busy:
+            self.cycle.keep_alive = False
+
     def shutdown(self) -> None:
         """The server stops: serve what is complete or on its way, and nothing after it."""
         self._drain_began_s = now = self.loop.time()
-        if self.busy:
-            self.cycle.keep_alive = False
+        self.answer_last()
         if self.phase in {Phase.IDLE, Phase.HEAD} and not self.busy:
             # Closed at once, a request that is on its way at this moment would be lost.
             self._unset_keepalive_if_required()
@@ -93,7 +97,7 @@ class GuardedProtocol(BoundedProtocol):
             allowed_s = limits.header_timeout_s
         elif phase is Phase.BODY:
             allowed_s, self._progress_mark = limits.body_timeout_s, 0
-            if self._draining:
+            if self._draining or self.guard.draining:
                 self.cycle.keep_alive = False
         elif phase is Phase.HANDLING:
             allowed_s = math.inf

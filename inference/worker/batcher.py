@@ -15,6 +15,7 @@ from inference.ipc import Failure, Result
 from inference.types import Pixels
 from inference.worker.metrics import EngineMetrics
 from inference.worker.queue import Entry, FairQueue
+from inference.worker.watchdog import ForwardPass
 
 _SMOOTHING: Final = 0.2
 """The weight of the newest batch in the running mean of its size."""
@@ -76,11 +77,18 @@ class Batcher:
         self._self_test_every_s = self_test_every_s
         self._running = [0] * model.lanes
         """How many pictures each lane runs at this moment."""
+        self._passes = [0] * model.lanes
+        """How many forward passes each lane has begun."""
 
     @property
     def lanes(self) -> int:
         """How many threads `run` wants, each with its own lane."""
         return self._model.lanes
+
+    def passes(self) -> list[ForwardPass | None]:
+        """What each lane runs at this moment."""
+        pairs = zip(self._passes, tuple(self._running), strict=True)
+        return [ForwardPass(number, self._seconds_by_size[size]) if size else None for number, size in pairs]
 
     def admit(self, entry: Entry) -> Failure | None:
         """Queue one picture, or say why not: a full queue, or a predicted wait past its deadline, is refused at once."""
@@ -108,16 +116,27 @@ class Batcher:
             batch, late = self._queue.take(self._model.max_batch, timeout_s=max(0.0, next_test_s - time.monotonic()))
             if late:
                 self._deliver([(entry, Failure(entry.id, "deadline")) for entry in late])
-            if batch:
-                self._run(batch, lane)
+            sound = not batch or self._run(batch, lane)
             if batch or late:
                 self._measure_queue()
-            if time.monotonic() >= next_test_s:
-                self._model.self_test(lane)
+            if time.monotonic() >= next_test_s or not sound:
+                self._self_test(lane)
                 next_test_s = time.monotonic() + self._self_test_every_s
 
-    def _run(self, batch: list[Entry], lane: int) -> None:
-        self._running[lane] = len(batch)
+    def _begin(self, lane: int, pictures: int) -> None:
+        self._passes[lane] += 1
+        self._running[lane] = pictures
+
+    def _self_test(self, lane: int) -> None:
+        self._begin(lane, 1)
+        try:
+            self._model.self_test(lane)
+        finally:
+            self._running[lane] = 0
+
+    def _run(self, batch: list[Entry], lane: int) -> bool:
+        """Run one batch; False when nothing at all came of it, so that the device must prove itself before it gets another one."""
+        self._begin(lane, len(batch))
         alone = sum(map(bool, self._running)) == 1 and not len(self._queue)
         self._measure_queue()
         started_ns = time.monotonic_ns()
@@ -127,7 +146,7 @@ class Batcher:
             _log.exception("forward_failed", batch_size=len(batch))
             self._metrics.batch_failed()
             self._deliver([(entry, Failure(entry.id, "failed")) for entry in batch])
-            return
+            return False
         finally:
             self._running[lane] = 0
         elapsed_s = (time.monotonic_ns() - started_ns) / 1e9
@@ -154,6 +173,7 @@ class Batcher:
             ]
         )
         self._metrics.batch_run(len(batch), elapsed_s)
+        return bool(np.isfinite(probabilities[:, 0]).any())
 
     def _measure_queue(self) -> None:
         self._metrics.queue_changed(len(self._queue), self.predicted_wait_s())

@@ -20,6 +20,7 @@ from inference.worker.batcher import Batcher
 from inference.worker.metrics import EngineMetrics
 from inference.worker.queue import FairQueue
 from inference.worker.server import EngineServer
+from inference.worker.watchdog import LOOK_EVERY_S, Watchdog
 
 _log: Final = structlog.get_logger()
 
@@ -31,6 +32,7 @@ async def serve(
     connect_timeout_s: float,
     stop: asyncio.Event,
     metrics: EngineMetrics,
+    on_alive: Callable[[bool], None],
     gpu_number: int | None = None,
 ) -> None:
     """Run one engine until `stop` is set.
@@ -41,10 +43,13 @@ async def serve(
         connect_timeout_s: how long a download may take to connect.
         stop: set from outside, on the loop's thread, to end.
         metrics: what is measured.
+        on_alive: called every second with whether the engine is ready, for as long as the event loop runs and no lane is stuck.
         gpu_number: what the service calls the GPU that this process alone sees, and therefore calls 0.
 
     Raises:
         ModelLoadError: the model cannot be served as configured.
+        InferenceFailed: the device does not compute as it did at warm-up.
+        LaneStuck: a forward pass does not end.
     """
     loop = asyncio.get_running_loop()
     queue = FairQueue(candidates[0].queue_size)
@@ -67,23 +72,37 @@ async def serve(
         # A daemon: a forward pass or a download cannot be interrupted, and must not keep a stopped engine alive.
         threading.Thread(target=guarded, name=name, daemon=True).start()
 
+    watchdogs: list[Watchdog] = []
+    """Empty until the model is warm: whatever comes before may take minutes."""
+
     def load_and_run() -> None:
         batcher = _load(candidates, server, queue, connect_timeout_s, metrics, gpu_number)
+        watchdogs.append(Watchdog(batcher.passes, stuck_after_s=candidates[0].stuck_after_s))
         for lane in range(1, batcher.lanes):
             start(f"lane-{lane}", partial(batcher.run, lane))
         batcher.run(0)
 
     start("lane-0", load_and_run)
-    stopped = asyncio.create_task(stop.wait())
-    waits: set[asyncio.Future[Any]] = {stopped, failed}
+    stopped, watched = asyncio.create_task(stop.wait()), asyncio.create_task(_watch(server, watchdogs, on_alive))
+    waits: set[asyncio.Future[Any]] = {stopped, watched, failed}
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        if failed.done():
-            failed.result()
+        for cause in (failed, watched):
+            if cause.done():
+                cause.result()
     finally:
         stopped.cancel()
+        watched.cancel()
         await server.aclose()
         socket.unlink(missing_ok=True)
+
+
+async def _watch(server: EngineServer, watchdogs: Sequence[Watchdog], on_alive: Callable[[bool], None]) -> None:
+    while True:
+        for watchdog in watchdogs:
+            watchdog.look()
+        on_alive(server.status.ready)
+        await asyncio.sleep(LOOK_EVERY_S)
 
 
 def _load(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import structlog
 
 from api import children
 from api.children import EXIT_CONFIGURATION, Child, ChildGaveUp
@@ -30,8 +31,8 @@ def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     return write
 
 
-def make_child(pids: asyncio.Queue[int], config: object = None) -> Child:
-    return Child("child", "child_under_test", {"value": config}, on_start=pids.put_nowait)
+def make_child(pids: asyncio.Queue[int], config: object = None, *, stuck_after_s: float = 60) -> Child:
+    return Child("child", "child_under_test", {"value": config}, stuck_after_s=stuck_after_s, on_start=pids.put_nowait)
 
 
 async def test_a_child_reads_its_configuration_and_ends_when_the_supervisors_end_of_the_pipe_closes(
@@ -71,7 +72,7 @@ async def test_a_child_that_dies_is_started_again_with_the_same_configuration(wr
     second = await asyncio.wait_for(pids.get(), 60)
     assert second != first
     await _until(lambda: len((tmp_path / "lines").read_text().splitlines()) == 2)
-    assert [json.loads(line) for line in (tmp_path / "lines").read_text().splitlines()] == [{"value": "secret"}] * 2
+    assert [json.loads(line)["value"] for line in (tmp_path / "lines").read_text().splitlines()] == ["secret"] * 2
     child.stop()
     await asyncio.wait_for(keeper, 60)
     assert not psutil.pid_exists(second)
@@ -88,13 +89,102 @@ async def test_a_child_that_is_configured_badly_is_not_started_again(write_modul
 
 async def test_a_child_that_keeps_dying_is_given_up_loudly(write_module: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(children, "_BACK_OFF_MAX_S", 0.01)
-    monkeypatch.setattr(children, "_MAX_RAPID_DEATHS", 3)
+    monkeypatch.setattr(children, "_MAX_DEATHS", 3)
     write_module("raise SystemExit(1)\n")
     pids: asyncio.Queue[int] = asyncio.Queue()
-    with pytest.raises(ChildGaveUp, match="3 times in a row") as gave_up:
+    with pytest.raises(ChildGaveUp, match="child died 3 times in 1 minutes") as gave_up:
         await asyncio.wait_for(make_child(pids).keep(), 60)
     assert not gave_up.value.configured_badly
     assert pids.qsize() == 3
+
+
+@pytest.mark.parametrize(("minutes_between", "given_up_after"), [(6.5, 10), (6.8, None)])
+async def test_deaths_are_counted_within_an_hour_however_long_each_life_was(
+    monkeypatch: pytest.MonkeyPatch, minutes_between: float, given_up_after: int | None
+) -> None:
+    clock_s = 0.0
+    monkeypatch.setattr(children, "_BACK_OFF_MAX_S", 0.0)
+    monkeypatch.setattr("api.children.time.monotonic", lambda: clock_s)
+    child = make_child(asyncio.Queue())
+
+    async def deaths_until_given_up() -> int | None:
+        nonlocal clock_s
+        for deaths in range(1, 31):
+            clock_s += 60 * minutes_between
+            try:
+                await child._pause(1)
+            except ChildGaveUp:
+                return deaths
+        return None
+
+    assert await deaths_until_given_up() == given_up_after
+
+
+SERVES = (
+    "import os, signal, sys, time\n"
+    "from api.child_config import read_config\n"
+    "from api.pulse import Pulse\n"
+    "config = read_config()\n"
+    "pulse = Pulse(config['pulse'])\n"
+    "open(config['name'], 'w').close()\n"
+    "while True:\n"
+    "    pulse.beat(serving=True)\n"
+    "    time.sleep(0.2)\n"
+)
+
+
+async def test_a_child_that_falls_silent_is_killed_and_started_again(write_module: Write) -> None:
+    write_module(SERVES)
+    pids: asyncio.Queue[int] = asyncio.Queue()
+    child = make_child(pids, stuck_after_s=2)
+    keeper = asyncio.create_task(child.keep())
+    first = await asyncio.wait_for(pids.get(), 60)
+    await _until(lambda: child._current is not None and child._current.serving.is_set())
+    with structlog.testing.capture_logs() as lines:
+        psutil.Process(first).suspend()
+        assert await asyncio.wait_for(pids.get(), 60) != first
+    assert [(line["event"], line["child"]) for line in lines if line["log_level"] == "error"] == [
+        ("child_silent", "child"),
+        ("child_died", "child"),
+    ]
+    child.stop()
+    await asyncio.wait_for(keeper, 60)
+
+
+async def test_a_child_is_renewed_as_soon_as_its_successor_serves_and_not_before(write_module: Write, tmp_path: Path) -> None:
+    write_module(SERVES)
+    pids: asyncio.Queue[int] = asyncio.Queue()
+    child = make_child(pids)
+    keeper = asyncio.create_task(child.keep())
+    first = await asyncio.wait_for(pids.get(), 60)
+    await _until(lambda: child._current is not None and child._current.serving.is_set())
+    ended: list[bool] = []
+    assert child._current is not None
+    child._current.ended.add_done_callback(lambda _: ended.append((tmp_path / "other").exists()))
+    assert await asyncio.wait_for(child.renew("other", grace_s=30), 60)
+    assert ended == [True]
+    assert child.name == "other"
+    second = pids.get_nowait()
+    assert (psutil.pid_exists(first), psutil.pid_exists(second)) == (False, True)
+    # Its end was asked for: nothing is started in its place. The death of the successor is one like any other.
+    psutil.Process(second).kill()
+    third = await asyncio.wait_for(pids.get(), 60)
+    child.stop()
+    await asyncio.wait_for(keeper, 60)
+    assert not psutil.pid_exists(third)
+
+
+async def test_a_successor_that_cannot_serve_leaves_the_former_one_in_its_place(write_module: Write) -> None:
+    write_module(SERVES.replace("while True:", "while config['name'] == 'child':"))
+    pids: asyncio.Queue[int] = asyncio.Queue()
+    child = make_child(pids)
+    keeper = asyncio.create_task(child.keep())
+    first = await asyncio.wait_for(pids.get(), 60)
+    assert not await asyncio.wait_for(child.renew("other", grace_s=30), 60)
+    assert child.name == "child"
+    assert psutil.pid_exists(first)
+    child.stop()
+    await asyncio.wait_for(keeper, 60)
 
 
 async def test_stopping_during_the_pause_ends_it_at_once(write_module: Write, monkeypatch: pytest.MonkeyPatch) -> None:

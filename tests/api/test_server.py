@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,9 @@ WAIT_S = 10.0
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["path"] == "/upload":
+        while (await receive()).get("more_body"):
+            pass
     if scope["path"] == "/block":
         time.sleep(1)  # noqa: ASYNC251 # holds up the loop on purpose: what connects now waits in the kernel
     await PlainTextResponse("here")(scope, receive, send)
@@ -73,6 +77,50 @@ def test_the_limit_on_open_files_is_raised_and_never_lowered(monkeypatch: pytest
         monkeypatch.setattr(resource, "getrlimit", lambda _, limits=limits: limits)
         allow_many_connections()
     assert set_to == [(4096, 4096), (65_536, resource.RLIM_INFINITY)]
+
+
+def test_while_it_drains_every_answer_is_its_connections_last() -> None:
+    with running(HttpSettings(drain_pause_s=20)) as (server, url), RawConnection(url) as idle, RawConnection(url) as busy:
+        idle.request("GET", "/")
+        assert "connection" not in idle.answer().headers
+        busy.request("POST", "/upload", "Content-Length: 1")
+        loop = server.servers[0].get_loop()
+        loop.call_soon_threadsafe(server.handle_exit, signal.SIGTERM, None)
+        wait_until(lambda: server._guard.draining)
+        with RawConnection(url) as late:  # the port is still open
+            for connection in (idle, late):
+                connection.request("GET", "/")
+                answer = connection.answer()
+                assert (answer.status, answer.header("connection")) == (200, "close")
+                assert connection.closed_after_s() < WAIT_S
+        busy.send(b"x")
+        assert busy.answer().header("connection") == "close"
+
+
+def test_one_that_retires_says_nothing_of_draining_and_closes_its_port() -> None:
+    with running(HttpSettings(drain_pause_s=20)) as (server, url), RawConnection(url) as idle:
+        idle.request("GET", "/")
+        idle.answer()
+        loop = server.servers[0].get_loop()
+        loop.call_soon_threadsafe(server.retire)
+        idle.request("GET", "/")
+        assert (idle.answer().header("connection"), server._lifecycle.draining) == ("close", False)
+        wait_until(lambda: not is_open(url))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+def is_open(url: str) -> bool:
+    try:
+        RawConnection(url).socket.close()
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
 def test_a_second_signal_ends_the_server_at_once() -> None:

@@ -88,6 +88,16 @@ async def test_one_that_is_asked_to_end_has_no_cause(listener: socket.socket) ->
     await children.close()
 
 
+@pytest.mark.parametrize("on_terminal", [True, False])
+async def test_the_end_of_its_terminal_ends_a_service_and_renews_none(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch, on_terminal: bool
+) -> None:
+    monkeypatch.setattr("os.isatty", lambda fd: on_terminal and fd == 0)
+    supervisor = Supervisor(Settings(), listener)
+    supervisor.request_renewal()
+    assert (supervisor._stop_requested.is_set(), supervisor._renewal_requested.is_set()) == (on_terminal, not on_terminal)
+
+
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []

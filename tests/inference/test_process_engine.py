@@ -22,6 +22,7 @@ from inference.worker.batcher import Batcher
 from inference.worker.metrics import EngineMetrics
 from inference.worker.queue import Entry, FairQueue
 from inference.worker.server import EngineServer
+from inference.worker.watchdog import ForwardPass
 
 SIDE = 8
 INFO = ModelInfo(
@@ -53,6 +54,7 @@ class EchoModel:
     entered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     ran: list[list[int]] = field(default_factory=list)
     fails: bool = False
+    gives_nan: bool = False
     tested: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     broken: bool = False
 
@@ -69,7 +71,8 @@ class EchoModel:
         numbers = [int(one[0, 0, 0]) + 256 * int(one[0, 0, 1]) for one in pixels]
         self.ran.append(numbers)
         ids = np.array([[number, (number + 1) % 65_536] for number in numbers], np.int64)
-        return ids, np.tile(np.array([0.75, 0.25], np.float32), (len(numbers), 1))
+        scores = [np.nan] * 2 if self.gives_nan else [0.75, 0.25]
+        return ids, np.tile(np.array(scores, np.float32), (len(numbers), 1))
 
 
 class Stand:
@@ -332,6 +335,37 @@ def test_the_device_proves_itself_while_nothing_is_asked_and_ends_the_run_when_i
     model.broken = True
     thread.join(30)
     assert [str(error) for error in ended] == ["other numbers"]
+
+
+@pytest.mark.parametrize("fault", ["fails", "gives_nan"])
+async def test_a_device_whose_whole_pass_came_to_nothing_must_prove_itself_before_the_next(
+    stand: Stand, engine: ProcessEngine, fault: str
+) -> None:
+    stand.model.open.set()
+    assert (await engine.predict(picture(1), top_k=1, timeout_s=30, client="c")).scores[0].class_id == 1
+    assert not stand.model.tested.acquire(blocking=False)
+    setattr(stand.model, fault, True)
+    with pytest.raises(InferenceFailed):
+        await engine.predict(picture(2), top_k=1, timeout_s=30, client="c")
+    assert await asyncio.to_thread(stand.model.tested.acquire, timeout=10)  # its regular turn is every 30 s
+
+
+async def test_what_each_lane_runs_can_be_seen_from_outside(stand: Stand, engine: ProcessEngine) -> None:
+    assert stand.batcher.passes() == [None]
+    call = asyncio.create_task(engine.predict(picture(1), top_k=1, timeout_s=30, client="c"))
+    await stand.running()
+    assert stand.batcher.passes() == [ForwardPass(1, 0.0)]
+    stand.model.open.set()
+    await call
+    await until(lambda: stand.batcher.passes() == [None])
+
+
+async def test_a_worker_knows_of_an_engine_as_soon_as_it_is_there_or_known_not_to_be(stand: Stand, tmp_path: Path) -> None:
+    engine = ProcessEngine([stand.path, tmp_path / "nobody"], max_pending=64)
+    engine.start()
+    await engine.heard(timeout_s=30)
+    assert engine.status().ready
+    await engine.aclose()
 
 
 def test_the_predicted_wait_counts_whole_batches_before_this_one() -> None:

@@ -78,3 +78,15 @@ async def test_callers_who_keep_leaving_a_halted_engine_are_refused_before_their
     assert refused
     # The bound, and what the socket's own buffer took beside it (a few hundred KB at most).
     assert MAX_PENDING <= accepted <= 4 * MAX_PENDING
+
+
+async def test_a_worker_that_starts_beside_a_halted_engine_does_not_wait_for_its_first_word_for_ever(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        engine = ProcessEngine([tmp_path / "s"], max_pending=MAX_PENDING)
+        engine.start()
+        async with asyncio.timeout(30):
+            await engine.heard(timeout_s=0.05)
+        assert not engine.status().ready
+        await engine.aclose()

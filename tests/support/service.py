@@ -33,6 +33,8 @@ class Service:
                 "LENSGATE_LOG__FORMAT": "json",
                 # A minute for each model and machine; tests/e2e/test_compiled_model.py compiles.
                 "LENSGATE_INFERENCE__COMPILE": "off",
+                # Tests that hold up a process do not want it killed; tests/e2e/test_watchdog.py does.
+                "LENSGATE_INFERENCE__STUCK_AFTER_S": "300",
                 "TMPDIR": str(folder),
             }
             | environment
