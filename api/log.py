@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import traceback
@@ -21,7 +22,7 @@ _HANDLER_NAME: Final = "lensgate"
 _MAX_FRAMES: Final = 30
 _PLAIN_TYPES: Final = frozenset({int, float, bool, type(None)})
 _MAX_MESSAGE_CHARACTERS: Final = 2000
-_FIRST_FIELDS: Final = ("timestamp", "level", "event", "process")
+_FIRST_FIELDS: Final = ("timestamp", "level", "event", "process", "pid")
 
 
 def configure_logging(
@@ -36,16 +37,17 @@ def configure_logging(
     Args:
         level: the least serious level that is written.
         format: `json` (one object a line), `text`, or `auto`: text where the lines go to a terminal, else JSON.
-        process: what this process is called, on every line: `supervisor`, `api-0`, `engine-0`.
+        process: what this process is called, on every line beside its pid: `supervisor`, `api-0`, `engine-0`.
         stream: where the lines go, each before its call returns; when None, to standard output, for which nobody waits.
     """
     output: TextIO | LogWriter = standard_output() if stream is None else stream
     as_text = format == "text" or (format == "auto" and output.isatty())
     numeric_level = logging.getLevelNamesMapping()[level.upper()]
+    pid = os.getpid()
 
     def add_process(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
         if process is not None:
-            event["process"] = process
+            event["process"], event["pid"] = process, pid
         return event
 
     common: list[Processor] = [
@@ -101,7 +103,7 @@ def _log_what_nobody_catches() -> None:
     def log(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None, where: str) -> None:
         # Without an instance there is nothing to tell but the kind (the interpreter had no memory to make one).
         error = kind() if error is None else error
-        structlog.get_logger().critical("uncaught_exception", where=where, exc_info=(kind, error, trace))
+        structlog.get_logger().error("uncaught_exception", where=where, exc_info=(kind, error, trace))
 
     def name_of(culprit: object) -> str:
         return str(getattr(culprit, "__qualname__", type(culprit).__qualname__))  # its repr could be anything

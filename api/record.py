@@ -7,6 +7,7 @@ from typing import Final
 
 from starlette.types import Scope
 
+from api.trace_context import TraceContext
 from inference.types import Prediction
 
 RECORD_KEY: Final = "record"
@@ -18,6 +19,8 @@ class RequestRecord:
     """One request. Times are in milliseconds; of a batch, the slowest picture counts, because that is what the caller waited for."""
 
     request_id: str
+    trace: TraceContext
+    """Our span in the trace that the request is part of."""
     client_id: str | None = None
     """The client that authenticated itself at an OAuth endpoint; elsewhere the principal says who asks."""
     token_id: str | None = None
@@ -34,6 +37,8 @@ class RequestRecord:
     image_width: int | None = None
     image_height: int | None = None
     model: str | None = None
+    digest: str | None = None
+    engine: str | None = None
     batch_size: int | None = None
     decode_ms: float | None = None
     queue_ms: float | None = None
@@ -46,8 +51,8 @@ class RequestRecord:
         self.decode_ms = max(decode_ms, self.decode_ms or 0.0)
 
     def note_prediction(self, prediction: Prediction) -> None:
-        """Remember what a prediction took."""
-        self.model = prediction.model.name
+        """Remember what a prediction took: of a batch, the model and the engine of the last one."""
+        self.model, self.digest, self.engine = prediction.model.name, prediction.model.digest, prediction.engine
         self.batch_size = max(prediction.batch_size, self.batch_size or 0)
         self.queue_ms = max(prediction.queue_ms, self.queue_ms or 0.0)
         self.infer_ms = max(prediction.infer_ms, self.infer_ms or 0.0)

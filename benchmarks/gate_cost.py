@@ -38,6 +38,7 @@ from api.log import configure_logging
 from api.record import RECORD_KEY, RequestRecord
 from api.services import Services
 from api.settings import HttpSettings, Settings
+from api.trace_context import continue_trace
 from api.worker_process import _open_services
 from benchmarks.machine import describe_machine
 from inference.image import DecodedImage
@@ -128,7 +129,7 @@ class Connection:
             "client": ("127.0.0.1", 50_000),
             "server": ("127.0.0.1", 8000),
             # What outer layers leave here, for a stack that has only the inner ones.
-            "state": {RECORD_KEY: RequestRecord("0" * 32), STATE_KEY: principal},
+            "state": {RECORD_KEY: RequestRecord("0" * 32, continue_trace(None)), STATE_KEY: principal},
         }
         self.status = 0
         self._body: bytes | None = bytes(BODY_BYTES)

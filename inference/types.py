@@ -79,3 +79,5 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     """The forward pass of the batch, copies and top-k included."""
     batch_size: int
     """How many pictures shared that forward pass."""
+    engine: str | None = None
+    """Which engine ran it, where there are several to tell apart."""

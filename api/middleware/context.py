@@ -1,8 +1,7 @@
-"""The outermost layer: every request gets an id, every answer its common headers; each is logged in one line, and counted."""
+"""The outermost layer: every request gets an id and its place in a trace, every answer its common headers; each is logged and counted."""
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import time
@@ -14,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.metrics import UNMATCHED, Metrics
 from api.record import RECORD_KEY, RequestRecord
+from api.trace_context import continue_trace, read_trace_context
 from security import rate_limits
 from security.middleware.client_limit import TIER_KEY
 from security.principal import STATE_KEY, Principal
@@ -24,7 +24,6 @@ _TIMED_PATHS: Final = frozenset({"/predict", "/predict/batch"})
 _MAX_LOGGED_CHARACTERS: Final = 256
 CLIENT_CLOSED_REQUEST: Final = 499
 """No status of HTTP: what the log and the metrics say of a client that left before its answer."""
-_LIMITED: Final = frozenset({"rate_limited", "too_many_in_flight"})
 
 COMMON_HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
@@ -63,6 +62,7 @@ class _Exchange:
             present = {name for name, _ in headers}
             headers += [header for header in self._common_headers if header[0] not in present]
             headers.append((b"x-request-id", self.record.request_id.encode()))
+            headers.append((b"traceparent", self.record.trace.traceparent))
             if verdicts := self._scope["state"].get(rate_limits.STATE_KEY):
                 headers += rate_limits.rate_limit_headers(verdicts)
             if self._scope["path"] in _TIMED_PATHS and (timing := self._server_timing()):
@@ -98,7 +98,7 @@ class ContextMiddleware:
         self._known_paths = frozenset(known_paths)
         self._metrics = metrics
         self._common_headers = (*COMMON_HEADERS, HSTS) if over_tls else COMMON_HEADERS
-        self._log = structlog.get_logger("api.request").bind(worker_pid=os.getpid())
+        self._log = structlog.get_logger().bind()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -106,36 +106,39 @@ class ContextMiddleware:
             await self._app(scope, receive, send)
             return
         began_s = time.perf_counter()
-        record = RequestRecord(request_id_from(scope["headers"]))
+        trace = continue_trace(read_trace_context(scope["headers"]))
+        record = RequestRecord(request_id_from(scope["headers"]), trace)
         scope.setdefault("state", {})[RECORD_KEY] = record
         exchange = _Exchange(scope, receive, send, record, self._common_headers)
         self._metrics.began()
         try:
-            with structlog.contextvars.bound_contextvars(request_id=record.request_id):
+            with structlog.contextvars.bound_contextvars(request_id=record.request_id, trace_id=trace.trace_id):
                 await self._app(scope, exchange.receive, exchange.send)
         finally:
             duration_s = time.perf_counter() - began_s
             route = scope["path"] if scope["path"] in self._known_paths else UNMATCHED
-            self._count(scope, exchange, route, duration_s)
-            self._write(scope, exchange, route, duration_s * 1000)
+            limit = _limit_hit(record.code, scope["state"].get(rate_limits.STATE_KEY, ()))
+            self._count(scope, exchange, route, limit, duration_s)
+            self._write(scope, exchange, route, limit, duration_s * 1000)
 
-    def _count(self, scope: Scope, exchange: _Exchange, route: str, duration_s: float) -> None:
+    def _count(self, scope: Scope, exchange: _Exchange, route: str, limit: str | None, duration_s: float) -> None:
         record, metrics = exchange.record, self._metrics
         metrics.answered(route, scope["method"], _status(exchange), duration_s)
         if record.code is not None:
             metrics.refused(record.code)
         if record.cause is not None:
             metrics.token_refused(record.cause)
-        if record.code in _LIMITED:
-            state = scope["state"]
-            metrics.limit_hit(_limit_hit(record.code, state.get(rate_limits.STATE_KEY, ())), state.get(TIER_KEY))
+        if limit is not None:
+            metrics.limit_hit(limit, scope["state"].get(TIER_KEY))
 
-    def _write(self, scope: Scope, exchange: _Exchange, route: str, duration_ms: float) -> None:
+    def _write(self, scope: Scope, exchange: _Exchange, route: str, limit: str | None, duration_ms: float) -> None:
         record, state = exchange.record, scope["state"]
         principal = state.get(STATE_KEY)
         known = isinstance(principal, Principal)
         fields: dict[str, object] = {
             "request_id": record.request_id,
+            "trace_id": record.trace.trace_id,
+            "span_id": record.trace.span_id,
             "method": scope["method"],
             "route": route,
             # The raw path is hostile text; the query is never logged, because it may hold secrets.
@@ -143,6 +146,7 @@ class ContextMiddleware:
             "status": _status(exchange),
             "code": record.code,
             "cause": record.cause,
+            "limit": limit,
             "duration_ms": _rounded(duration_ms),
             "bytes_in": exchange.bytes_in,
             "bytes_out": exchange.bytes_out,
@@ -150,7 +154,10 @@ class ContextMiddleware:
             "client_id": principal.client_id if known else record.client_id,
             "token_id": principal.token_id if known else record.token_id,
             "scopes": sorted(principal.scopes) if known else None,
+            "tier": state.get(TIER_KEY),
             "model": record.model,
+            "digest": record.digest,
+            "engine": record.engine,
             "images": record.images or None,
             "failed_images": record.failed_images or None,
             "image_format": record.image_format,
@@ -173,10 +180,12 @@ def request_id_from(headers: Iterable[tuple[bytes, bytes]]) -> str:
     return secrets.token_hex(16)
 
 
-def _limit_hit(code: str, verdicts: Iterable[Verdict]) -> str:
-    """The limit behind a 429, as the metrics call it."""
+def _limit_hit(code: str | None, verdicts: Iterable[Verdict]) -> str | None:
+    """The limit behind a 429, as the log and the metrics call it."""
     if code == "too_many_in_flight":
         return "in_flight"
+    if code != "rate_limited":
+        return None
     # slowapi's have no verdict.
     return next((verdict.quota.name for verdict in verdicts if not verdict.admitted), "public")
 

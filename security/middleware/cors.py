@@ -16,8 +16,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from security.errors import PreflightRefused
 
 METHODS: Final = ("GET", "POST")
-REQUEST_HEADERS: Final = ("Authorization", "Content-Type", "X-Request-ID")
-EXPOSED_HEADERS: Final = ("X-Request-ID", "Server-Timing", "Retry-After", "RateLimit", "RateLimit-Policy", "WWW-Authenticate")
+REQUEST_HEADERS: Final = ("Authorization", "Content-Type", "X-Request-ID", "traceparent", "tracestate")
+EXPOSED_HEADERS: Final = (
+    *("X-Request-ID", "traceparent", "Server-Timing"),
+    *("Retry-After", "RateLimit", "RateLimit-Policy", "WWW-Authenticate"),
+)
 MAX_AGE_S: Final = 600
 """How long a browser may remember a preflight."""
 

@@ -83,7 +83,7 @@ class Model:
         strongest = int(np.argmax(pixels.reshape(-1, 3).mean(axis=0)))
         others = [number for number in range(len(self.INFO.labels)) if number != strongest]
         scores = [ClassScore(strongest, self.INFO.labels[strongest], 0.9), *(ClassScore(n, self.INFO.labels[n], 0.1 / 119) for n in others)]
-        return Prediction(scores=tuple(scores[:top_k]), model=self.INFO, queue_ms=0.25, infer_ms=1.5, batch_size=1)
+        return Prediction(scores=tuple(scores[:top_k]), model=self.INFO, queue_ms=0.25, infer_ms=1.5, batch_size=1, engine="engine-0")
 
     def status(self) -> EngineStatus:
         return EngineStatus(phase=self.phase, detail=self.detail, models=(self.INFO,))
@@ -236,7 +236,7 @@ def _serve(folder: Path, log: LogLines, *, http: HttpSettings) -> Iterator[Gate]
 
 
 def _log_to(log: LogLines) -> None:
-    configure_logging("info", "json", stream=log)
+    configure_logging("info", "json", process="api-0", stream=log)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # the tests' own client must not write into the server's log
 
 

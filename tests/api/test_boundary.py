@@ -14,6 +14,7 @@ from api.errors import KINDS, oauth_code, refusal_for
 from api.log import configure_logging
 from api.middleware.boundary import BoundaryMiddleware
 from api.record import RECORD_KEY, RequestRecord
+from api.trace_context import continue_trace
 from security.errors import OAuthError, RegistryUnavailable
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ async def test_an_error_after_half_an_answer_is_logged_and_nothing_is_added_to_t
         await send({"type": "http.response.start", "status": 200, "headers": []})
         raise ZeroDivisionError
 
-    record = RequestRecord("an-id")
+    record = RequestRecord("an-id", continue_trace(None))
     log = io.StringIO()
     configure_logging("info", "json", stream=log)
     await BoundaryMiddleware(fail_half_way)({"type": "http", "path": "/x", "state": {RECORD_KEY: record}}, _no_body, send)

@@ -190,7 +190,7 @@ def test_the_last_lines_of_a_process_are_written(end: str) -> None:
 def test_what_nobody_catches_is_a_line_like_every_other(end: str, where: str) -> None:
     run = _run(_ENDS.format(end=end))
     (line,) = [line for line in run.stdout.splitlines() if '"uncaught_exception"' in line]
-    assert '"level":"critical"' in line
+    assert '"level":"error"' in line
     assert json.loads(line)["where"] == where
     assert run.stderr == ""
 

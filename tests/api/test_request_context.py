@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import os
 import re
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
+
+from security.limit_storage import Patience
 
 if TYPE_CHECKING:
     from api.conftest import Gate
@@ -54,6 +57,7 @@ def test_every_answer_has_an_id_and_the_common_headers(gate: Gate, method: str, 
     assert response.headers["x-request-id"]
     assert response.headers["x-content-type-options"] == "nosniff"
     assert response.headers["referrer-policy"] == "no-referrer"
+    assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-00", response.headers["traceparent"])
     assert response.headers["cache-control"] == "no-store"
     assert "server" not in response.headers
 
@@ -91,7 +95,8 @@ def test_the_log_line_of_a_prediction_says_who_what_and_how_long(gate: Gate, pic
     assert (line["bytes_in"], line["bytes_out"]) == (len(data), len(response.content))
     assert line["duration_ms"] >= line["decode_ms"] > 0
     assert line["auth_ms"] > 0
-    assert isinstance(line["worker_pid"], int)
+    assert (line["digest"], line["engine"], line["tier"]) == (gate.model.INFO.digest, "engine-0", "standard")
+    assert (line["process"], line["pid"]) == ("api-0", os.getpid())
 
 
 def test_the_log_line_of_a_refusal_has_the_problem_code(gate: Gate) -> None:
@@ -99,6 +104,50 @@ def test_the_log_line_of_a_refusal_has_the_problem_code(gate: Gate) -> None:
 
     line = gate.log.request(response)
     assert (line["status"], line["code"], line["cause"]) == (401, "invalid_token", "malformed")
+
+
+def test_the_log_line_of_a_limit_that_was_hit_names_it(gate: Gate) -> None:
+    gate.clients["greedy"] = client = gate.run(gate.services.registry.create("greedy", ["predict"]))
+    tier = gate.services.tiers.get("standard")
+    gate.run(gate.services.rates.take(tier.quota, f"standard/{client.client_id}", tier.quota.amount, Patience()))
+
+    line = gate.log.request(gate.http.get("/models", headers={"Authorization": f"Bearer {gate.token('greedy')}"}))
+    assert (line["status"], line["code"], line["limit"], line["tier"]) == (429, "rate_limited", "images", "standard")
+
+
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+@pytest.mark.parametrize("flags", ["00", "01"])
+def test_a_trace_of_the_callers_is_taken_up_logged_and_answered(gate: Gate, flags: str) -> None:
+    response = gate.http.get("/livez", headers={"traceparent": f"00-{TRACE}-{SPAN}-{flags}", "tracestate": "a=1"})
+
+    line = gate.log.request(response)
+    assert (line["trace_id"], line["span_id"] == SPAN) == (TRACE, False)
+    assert response.headers["traceparent"] == f"00-{TRACE}-{line['span_id']}-{flags}"
+    assert "tracestate" not in response.headers
+
+
+@pytest.mark.parametrize(
+    "given",
+    [[], [f"00-{'0' * 32}-{SPAN}-01"], [f"00-{TRACE}-{SPAN}-01"] * 2, ["${jndi:ldap://x}"], [f"00-{TRACE}-{SPAN}-01-more"]],
+    ids=["none", "zeros", "two", "injection", "more behind it"],
+)
+def test_without_one_good_traceparent_a_new_trace_begins(gate: Gate, given: list[str]) -> None:
+    response = gate.http.get("/livez", headers=[(b"traceparent", value.encode()) for value in given])
+
+    line = gate.log.request(response)
+    assert response.headers["traceparent"] == f"00-{line['trace_id']}-{line['span_id']}-00"
+    assert line["trace_id"] != TRACE
+
+
+def test_what_is_logged_while_a_request_is_served_names_its_trace(gate: Gate, picture: Picture) -> None:
+    gate.model.failure = RuntimeError("nobody expects this")
+    response = gate.predict(content=picture(), headers={"Content-Type": "image/jpeg", "traceparent": f"00-{TRACE}-{SPAN}-01"})
+
+    wanted = response.headers["x-request-id"]
+    line = gate.log.wait_for(lambda line: line["event"] == "internal_error" and line["request_id"] == wanted)
+    assert line["trace_id"] == TRACE
 
 
 def test_one_request_writes_one_log_line(gate: Gate) -> None:

@@ -67,7 +67,7 @@ def test_044_an_allowed_origin_gets_exactly_itself_back(open_gate: Service, orig
     assert answer.status_code == 200
     assert_shared(answer, origin)
     exposed = answer.headers["access-control-expose-headers"]
-    assert exposed == "X-Request-ID, Server-Timing, Retry-After, RateLimit, RateLimit-Policy, WWW-Authenticate"
+    assert exposed == "X-Request-ID, traceparent, Server-Timing, Retry-After, RateLimit, RateLimit-Policy, WWW-Authenticate"
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_053_a_preflight_needs_no_token(open_gate: Service) -> None:
         assert (answer.status_code, answer.content) == (204, b"")
         assert_shared(answer)
         assert answer.headers["access-control-allow-methods"] == "GET, POST"
-        assert answer.headers["access-control-allow-headers"] == "Authorization, Content-Type, X-Request-ID"
+        assert answer.headers["access-control-allow-headers"] == "Authorization, Content-Type, X-Request-ID, traceparent, tracestate"
         assert answer.headers["access-control-max-age"] == "600"
 
 

@@ -150,7 +150,7 @@ def test_115_counters_stay_when_a_worker_is_killed_whenever_that_is(pair: Servic
             held.engine.resume()
         with pytest.raises(httpx.TransportError):
             held.answer()
-    pair.wait_for("worker_serving", worker_pid=victim.pid)
+    pair.wait_for("worker_serving", pid=victim.pid)
     with connection_to(pair, victim) as http:
         answered(pair, http.get("/livez"))
     now = scrape()

@@ -345,7 +345,7 @@ def test_096_four_workers_with_redis_let_the_limit_through_once(start_gate: Call
     codes = [answer.status for answer in answers]
     assert (codes.count(200), codes.count(429)) == (10, 70)
     assert sum('"images"' in answer.limits for answer in answers) == 60  # of the 80, the client's limit refused 50 and the address's 20
-    assert len({line["worker_pid"] for line in lines}) > 1
+    assert len({line["pid"] for line in lines}) > 1
 
 
 def wait_until_redis_counts(service: Service, deadline_s: float) -> int:

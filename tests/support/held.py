@@ -87,7 +87,7 @@ def connection_to(service: Service, worker: psutil.Process) -> Iterator[httpx.Cl
         finally:
             for other in others:
                 other.resume()
-        assert service.wait_for("request", after=after, request_id=f"to-{worker.pid}")["worker_pid"] == worker.pid
+        assert service.wait_for("request", after=after, request_id=f"to-{worker.pid}")["pid"] == worker.pid
         yield http
 
 

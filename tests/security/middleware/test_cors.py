@@ -130,7 +130,7 @@ async def test_a_preflight_of_an_allowed_origin_is_answered_without_asking_furth
     assert (status, inside.asked) == (204, False)
     assert headers == {
         b"access-control-allow-methods": [b"GET, POST"],
-        b"access-control-allow-headers": [b"Authorization, Content-Type, X-Request-ID"],
+        b"access-control-allow-headers": [b"Authorization, Content-Type, X-Request-ID, traceparent, tracestate"],
         b"access-control-max-age": [b"600"],
     }
 

@@ -187,7 +187,7 @@ async def test_a_preflight_is_answered_to_the_letter(channel: Channel) -> None:
     await channel.through(PreflightMiddleware(channel, origins=[ORIGIN.decode()]), _preflight(method=b"POST", headers=b"authorization"))
     headers = [
         (b"access-control-allow-methods", b"GET, POST"),
-        (b"access-control-allow-headers", b"Authorization, Content-Type, X-Request-ID"),
+        (b"access-control-allow-headers", b"Authorization, Content-Type, X-Request-ID, traceparent, tracestate"),
         (b"access-control-max-age", b"600"),
     ]
     start = {"type": "http.response.start", "status": 204, "headers": headers}
@@ -237,7 +237,7 @@ async def test_an_allowed_page_may_read_these_headers(channel: Channel) -> None:
 
     scope = {**_request(), "headers": [(b"origin", ORIGIN)]}
     await channel.through(CorsHeadersMiddleware(answer, origins=[ORIGIN.decode()]), scope)
-    exposed = b"X-Request-ID, Server-Timing, Retry-After, RateLimit, RateLimit-Policy, WWW-Authenticate"
+    exposed = b"X-Request-ID, traceparent, Server-Timing, Retry-After, RateLimit, RateLimit-Policy, WWW-Authenticate"
     assert (b"access-control-expose-headers", exposed) in channel.sent[0]["headers"]
 
 
