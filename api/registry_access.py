@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from api.log import configure_logging
 from api.settings import Settings, load_settings
 
 if TYPE_CHECKING:  # the database's library is slow to load, and most commands do without
@@ -23,8 +25,12 @@ def with_registry(act: Callable[[ClientRegistry], Awaitable[T]], settings: Setti
     """
     from security.clients import ClientRegistry
     from security.database import Database
+    from security.errors import RegistryUnavailable
 
-    url = (settings or load_settings()).security.database_url.get_secret_value()
+    settings = settings or load_settings()
+    # What is changed is logged, and that must not stand between the lines of --json.
+    configure_logging(settings.log.level, settings.log.format, process="cli", stream=sys.stderr)
+    url = settings.security.database_url.get_secret_value()
 
     async def run() -> T:
         database = Database(url)
@@ -32,6 +38,8 @@ def with_registry(act: Callable[[ClientRegistry], Awaitable[T]], settings: Setti
             # A first `clients create` on a laptop needs no command before it.
             await (database.upgrade() if url.startswith("sqlite") else database.check_schema())
             return await act(ClientRegistry(database))
+        except RegistryUnavailable as error:
+            raise database.explained(error) from error
         finally:
             await database.aclose()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ _WAIT_S: Final = 5
 _UPGRADE_LOCK: Final = 0x4C656E73
 """Any number that nobody else uses as a PostgreSQL advisory lock: `Lens` in ASCII."""
 _WRITES: Final = "lensgate_writes"
+_FULL_DISK_BYTES: Final = 1 << 20
+"""With less than that free, what SQLite calls a disk I/O error is a full disk: each of its files grows by pages and by blocks of 32 KiB."""
 
 
 class Database:
@@ -39,6 +42,7 @@ class Database:
         parsed = _parse(url)
         self._password = str(parsed.password or "")
         self._sqlite_file = Path(parsed.database or "") if parsed.drivername == SQLITE else None
+        self._sqlite_inode: tuple[int, int] | None = None
         self._engine = _create_engine(parsed)
         self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
 
@@ -52,6 +56,7 @@ class Database:
         Raises:
             RegistryUnavailable: the database does not answer or refuses.
         """
+        await self._follow_file()
         async with self._sessions() as session:
             try:
                 _ = await session.connection(execution_options={_WRITES: writes})
@@ -62,6 +67,22 @@ class Database:
                 await session.commit()
             except (SQLAlchemyError, OSError) as error:
                 raise RegistryUnavailable from error
+
+    async def _follow_file(self) -> None:
+        """Let go of a SQLite file that another has taken the place of: an open file stays the one that it was, whatever its name now means.
+
+        Without this a service would go on with a deleted registry, and never hear of a client that is disabled in the one put back.
+        """
+        if self._sqlite_file is None:
+            return
+        try:
+            found = self._sqlite_file.stat()
+        except OSError as error:  # connecting would make an empty one
+            raise RegistryUnavailable from error
+        inode = (found.st_dev, found.st_ino)
+        if self._sqlite_inode not in {None, inode}:
+            await self._engine.dispose()
+        self._sqlite_inode = inode
 
     async def check_schema(self) -> None:
         """Make sure that the tables are those this version knows.
@@ -106,11 +127,19 @@ class Database:
             async with self.session(writes=writes) as session:
                 yield session
         except RegistryUnavailable as error:
-            said = getattr(error.__cause__, "orig", error.__cause__)
-            reason = str(said).partition("\n")[0].rpartition(">: ")[2] or type(said).__name__
-            if self._password:
-                reason = reason.replace(self._password, "***")
-            raise RegistryUnavailable(f"The client registry is not available: {reason}") from error
+            raise self.explained(error) from error
+
+    def explained(self, error: RegistryUnavailable) -> RegistryUnavailable:
+        """The same with the driver's own reason, for an operator. No client may see it: its message has none."""
+        if error.__cause__ is None or isinstance(error.__cause__, RegistryUnavailable):
+            return error
+        said = getattr(error.__cause__, "orig", error.__cause__)
+        reason = str(said).partition("\n")[0].rpartition(">: ")[2] or type(said).__name__
+        if self._password:
+            reason = reason.replace(self._password, "***")
+        if self._sqlite_file is not None and "disk" in reason and shutil.disk_usage(self._sqlite_file.parent).free < _FULL_DISK_BYTES:
+            reason = "its disk is full"
+        return RegistryUnavailable(f"The client registry is not available: {reason}")
 
     async def aclose(self) -> None:
         """Close every connection."""

@@ -27,6 +27,8 @@ HONEST_CLIENTS: Final = 6
 _LOOK_EVERY_S: Final = 2.0
 _DEADLY_UNTIL: Final = 0.5
 """Of the soak: after that no fault ends a process of the service, so that there are lives long enough to be judged by their memory."""
+_DEADLY_ROUNDS: Final = 3
+"""At most: a process that dies ten times within an hour ends the service, as it should."""
 _REST_S: Final = (4.0, 12.0)
 """Between two faults: what is served then is what 'without faults' means."""
 
@@ -138,6 +140,7 @@ async def _strike(
 ) -> None:
     """Fault after fault, with rests, until the time is up or the service does not get well."""
     names: list[str] = list(only)
+    rounds = 0
     while True:
         rest_s = random.uniform(*_REST_S) if not only else 1.0
         left_s = began_s + seconds - time.monotonic()
@@ -146,7 +149,8 @@ async def _strike(
             return
         await asyncio.sleep(rest_s)
         if not names:
-            names = list(faults.schedule(deadly=time.monotonic() - began_s < seconds * _DEADLY_UNTIL))
+            names = list(faults.schedule(deadly=rounds < _DEADLY_ROUNDS and time.monotonic() - began_s < seconds * _DEADLY_UNTIL))
+            rounds += 1
         name = names.pop(0)
         struck_s = time.monotonic()
         try:
