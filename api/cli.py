@@ -195,9 +195,12 @@ def weights_fetch() -> None:
 
     Example: LENSGATE_INFERENCE__MODEL=resnet50 lensgate weights fetch
     """
+    from api.log import configure_logging
     from api.weights_fetch import fetch_weights
 
-    typer.echo(f"The weights are at {fetch_weights(load_settings().inference)}")
+    settings = load_settings()
+    configure_logging(settings.log.level, settings.log.format, process="cli", stream=sys.stderr)
+    typer.echo(f"The weights are at {fetch_weights(settings.inference)}")
 
 
 @config.command("check")

@@ -79,9 +79,10 @@ def keys_prune() -> None:
 
 
 def _settings() -> SecuritySettings:
-    # A warning of a key file's mode must not stand between the lines of --json.
-    configure_logging("warning", "text", stream=sys.stderr)
-    return load_settings().security
+    settings = load_settings()
+    # A log line must not stand between the lines of --json.
+    configure_logging(settings.log.level, settings.log.format, process="cli", stream=sys.stderr)
+    return settings.security
 
 
 def _describe(security: SecuritySettings) -> list[KeyInfo]:

@@ -115,7 +115,7 @@ class _Link:
             if not future.done():
                 future.set_exception(EngineUnavailable("The engine stopped while it held this picture."))
         if not self._ending:
-            _log.warning("engine_connection_lost", held=len(held))
+            _log.warning("engine_connection_lost", engine=self.path.stem, held=len(held))
         self._lost.set()
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
+import structlog
 from sqlalchemy import and_, delete, exists, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -44,12 +45,14 @@ _LIVE_SECRETS: Final = 2
 _CREDENTIAL: Final = re.compile(r"[\x20-\x7e]{1,255}")
 """RFC 6749 appendix A: client ids and secrets are printable ASCII. What is not cannot be one of ours, nor go into every database."""
 
+_log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
 
 class ClientRegistry:
     """The registry in the database. `clock` gives seconds since the epoch.
 
     Every method raises `RegistryUnavailable` when the database does not answer, and `RegistryError`, with one clear line for the
-    operator, when it cannot do what was asked. A client is named by its id or by its name.
+    operator, when it cannot do what was asked. A client is named by its id or by its name. What is changed is in the log, for audits.
     """
 
     def __init__(self, database: Database, *, clock: Callable[[], float] = time.time) -> None:
@@ -79,6 +82,7 @@ class ClientRegistry:
             except IntegrityError as error:
                 raise RegistryError(f"There is a client called {name!r} already.") from error
             session.add(ClientSecretRow(client_id=client_id, secret_hash=_hash(secret), created_at=now))
+        _log.info("client_created", client_id=client_id, client_name=name, scopes=granted, tier=tier)
         return CreatedClient(client_id=client_id, client_secret=secret, name=name, scopes=granted, tier=tier)
 
     async def list_all(self) -> list[Client]:
@@ -97,14 +101,18 @@ class ClientRegistry:
         async with self._database.session(writes=True) as session:
             row = await _find(session, client, for_update=True)
             row.disabled_at = row.disabled_at or int(self._clock())
-            return _to_client(row)
+            found = _to_client(row)
+        _log.info("client_disabled", client_id=found.client_id, client_name=found.name)
+        return found
 
     async def enable(self, client: str) -> Client:
         """Take a disabled client in again. Tokens that it had before are good again too, until they expire."""
         async with self._database.session(writes=True) as session:
             row = await _find(session, client, for_update=True)
             row.disabled_at = None
-            return _to_client(row)
+            found = _to_client(row)
+        _log.info("client_enabled", client_id=found.client_id, client_name=found.name)
+        return found
 
     async def delete(self, client: str) -> Client:
         """Remove the client and its secrets. Its present tokens are refused within the poll."""
@@ -112,7 +120,9 @@ class ClientRegistry:
             row = await _find(session, client, for_update=True)
             session.add(DeletedClientRow(client_id=row.client_id, expires_at=int(self._clock()) + MAX_TOKEN_LIFETIME_S))
             await session.execute(delete(ClientRow).where(ClientRow.client_id == row.client_id))
-            return _to_client(row)
+            found = _to_client(row)
+        _log.info("client_deleted", client_id=found.client_id, client_name=found.name)
+        return found
 
     async def rotate_secret(self, client: str, *, overlap_s: int) -> CreatedClient:
         """Give the client a new secret. The present one works for `overlap_s` more seconds (0 to 30 days), an older one no longer."""
@@ -127,6 +137,7 @@ class ClientRegistry:
             await session.execute(update(ClientSecretRow).where(secret_of_client).values(expires_at=now + overlap_s))
             session.add(ClientSecretRow(client_id=row.client_id, secret_hash=_hash(secret), created_at=now))
             found = _to_client(row)
+        _log.info("client_secret_rotated", client_id=found.client_id, client_name=found.name, overlap_s=overlap_s)
         return CreatedClient(client_id=found.client_id, client_secret=secret, name=found.name, scopes=found.scopes, tier=found.tier)
 
     async def authenticate(self, client_id: str, client_secret: str) -> AuthenticatedClient | None:
@@ -173,6 +184,8 @@ class ClientRegistry:
                 await session.flush()
             except IntegrityError:  # another replica has just revoked it
                 await session.rollback()
+                return
+        _log.info("token_revoked", token_id=jti, client_id=client_id)
 
     async def is_refused(self, token_id: str, client_id: str) -> bool:
         """Whether this token was revoked, or its client disabled or deleted, as of now. One query; for what must not wait for the poll."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
+
+import structlog
 
 from security.errors import KeysError
 from security.key_files import MAX_KEYS, Algorithm, key_files
@@ -14,6 +16,8 @@ from security.keys import create_key, locked
 from security.tokens import MAX_TOKEN_LIFETIME_S
 
 State = Literal["signing", "published", "retired"]
+
+_log: Final[structlog.typing.FilteringBoundLogger] = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,9 @@ def rotate_keys(keys_dir: Path, *, algorithm: Algorithm, sign_after_s: float, po
         taken = {int(key.created_at) for key in ring.keys} if ring else set()
         while created_at in taken:
             created_at += 1
-        return create_key(keys_dir, algorithm=algorithm, created_at=created_at)
+        kid = create_key(keys_dir, algorithm=algorithm, created_at=created_at)
+    _log.info("key_rotated", kid=kid, algorithm=algorithm, signs_in_s=max(delay_s, sign_after_s) if present else 0.0)
+    return kid
 
 
 def prune_keys(keys_dir: Path, *, poll_s: float, clock_skew_s: float, now: float) -> list[str]:
@@ -102,6 +108,8 @@ def prune_keys(keys_dir: Path, *, poll_s: float, clock_skew_s: float, now: float
                 (keys_dir / f"{kid}.pem").unlink(missing_ok=True)
             except OSError as error:
                 raise KeysError(f"The key {kid!r} cannot be deleted from {str(keys_dir)!r}: {error.strerror}.") from error
+    if gone:
+        _log.info("keys_pruned", kids=gone)
     return gone
 
 

@@ -27,7 +27,7 @@ class BoundaryMiddleware:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._log = structlog.get_logger("api.boundary")
+        self._log = structlog.get_logger()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -51,7 +51,7 @@ class BoundaryMiddleware:
             record.code = refusal.code
             record.cause = error.cause if isinstance(error, InvalidToken) else None
             if refusal.unexpected:
-                self._log.error(refusal.code, exc_info=error, request_id=record.request_id)
+                self._log.error("internal_error", code=refusal.code, exc_info=error)
             # With half an answer sent there is nothing to add: returning makes the server close the connection.
             if not started:
                 await _answer(scope, send, refusal, record.request_id)

@@ -167,7 +167,7 @@ def _result(outcome: Prediction | Exception, record: RequestRecord, services: Se
     record.failed_images += 1
     services.metrics.refused(refusal.code)
     if refusal.unexpected:
-        structlog.get_logger("api.predict").error(refusal.code, exc_info=outcome, request_id=record.request_id)
+        structlog.get_logger().error("internal_error", code=refusal.code, exc_info=outcome)
     return schemas.BatchError(problem(refusal, record.request_id))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import logging
 import re
 import time
 import urllib.parse
@@ -12,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import structlog
 
 from inference.errors import ModelLoadError
 from inference.worker.transfer import NoContact, Progress, TransferError, transfer
@@ -119,7 +120,8 @@ class _Errand:
         digest = sha256_of(self.target)
         if digest.startswith(self.digest_start):
             return digest
-        logging.getLogger(__name__).warning("%s is damaged (its SHA-256 is wrong); it is downloaded again", self.target)
+        reason, effect = "its SHA-256 is wrong", "it is downloaded again"
+        structlog.get_logger().warning("weights_damaged", file=str(self.target), reason=reason, effect=effect)
         return None
 
     def download(self) -> str:

@@ -80,7 +80,7 @@ def fuse_convolutions(graph: nn.Module, examples: Sequence[torch.Tensor], operat
     for fusion in trial.sound.values():
         _rewrite(traced, fusion, operations)
     traced.recompile()
-    _log.info("convolutions_fused", fused=len(trial.sound), refused=len(found) - len(trial.sound), reason=trial.first_refusal)
+    _log.info("convolutions_fused", layers_fused=len(trial.sound), layers_left=len(found) - len(trial.sound), reason=trial.first_refusal)
     return traced
 
 

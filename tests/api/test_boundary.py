@@ -99,7 +99,8 @@ def test_running_out_of_memory_is_overload_and_is_logged(gate: Gate, picture: Pi
 
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
     wanted = response.headers["x-request-id"]
-    assert gate.log.wait_for(lambda line: line["event"] == "overloaded" and line["request_id"] == wanted)["level"] == "error"
+    line = gate.log.wait_for(lambda line: line["event"] == "internal_error" and line["request_id"] == wanted)
+    assert (line["level"], line["code"]) == ("error", "overloaded")
 
 
 def test_a_compressed_body_is_415(gate: Gate, picture: Picture) -> None:

@@ -17,6 +17,7 @@ import httpx
 import psutil
 
 from support.leaks import leaks
+from support.log_schema import faults
 
 PACKAGED: Final = {"LENSGATE_INFERENCE__MODEL": "efficientnet_lite0", "LENSGATE_INFERENCE__WEIGHTS": "package:efficientnet_lite0"}
 _START_TIMEOUT_S: Final = 100.0
@@ -72,6 +73,7 @@ class Service:
         self.process.stdout.close()
         # Case 104 of the attacks, for every service of every test.
         assert leaks(self.raw_log, self.folder / "keys") == []
+        assert faults(self.log) == []
 
     def stop(self, timeout_s: float = 60) -> int:
         """SIGTERM, and the exit code."""
