@@ -8,6 +8,7 @@ What takes longer than a fault can last here is shown in promtool's time by test
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -150,6 +151,26 @@ def test_every_query_of_every_panel_of_the_service_has_data(watched: Watched) ->
         watched.prometheus.wait(all_seen, "data in every panel", 30)
     except AssertionError:
         pytest.fail(f"no data: {missing}")
+
+
+def test_every_field_of_the_log_dashboard_is_in_the_log(watched: Watched) -> None:
+    service = watched.service
+    service.wait_for("request", code="invalid_token")
+    service.wait_for("request", route="/predict", status=200)
+    logged = {name for line in service.log if line["event"] == "request" for name in line}
+    queries = [query["expr"] for panel in panels("logs.json") for query in panel["targets"]]
+    used = {name for query in queries for name in re.findall(r"\| (?:unwrap )?(\w+)\b(?! *\|)", query)} - {"json", "unwrap"}
+    used |= {name for query in queries for names in re.findall(r"by \(([^)]*)\)", query) for name in names.split(", ")}
+    (columns,) = [
+        step["options"]["include"]["names"]
+        for panel in panels("logs.json")
+        for step in panel.get("transformations", ())
+        if step["id"] == "filterFieldsByName"
+    ]
+    assert len(used) > 10
+    assert used | set(columns) - {"Time"} <= logged
+    lines = [line for line in service.raw_log if '"event":"request"' in line]
+    assert [json.loads(line)["event"] for line in lines] == ["request"] * len(lines) != [], "what the queries look for first"
 
 
 def without_redis(watched: Watched) -> None:

@@ -86,7 +86,7 @@ class Prometheus:
             text = (SHIPPED / name).read_text().replace("host.docker.internal:8000", target)
             text = text.replace("client_of_prometheus", str(client["client_id"]))
             (folder / name).write_text(_DURATION.sub(lambda found: _shorter(found, times_faster), text))
-        (folder / "lensgate-secret").write_text(str(client["client_secret"]))
+        (folder / "lensgate-secret").write_text(str(client["client_secret"]) + "\n")  # as an editor leaves it
         (folder / "history").write_text(history)
 
     def __enter__(self) -> Self:
