@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import structlog
@@ -26,6 +27,13 @@ _PHASES: Final[tuple[Phase, ...]] = ("unavailable", "starting", "downloading", "
 _log: Final = structlog.get_logger()
 
 
+class _Held(NamedTuple):
+    """One prediction that an engine has been handed."""
+
+    client: str
+    future: asyncio.Future[Result]
+
+
 class _Link:
     """One engine: its connection, its last status, and the predictions that it holds."""
 
@@ -34,7 +42,9 @@ class _Link:
         self.status = _ABSENT
         self.last_id = 0
         """The prediction that it was handed last."""
-        self.pending: dict[int, asyncio.Future[Result]] = {}
+        self.pending: dict[int, _Held] = {}
+        self._lines: dict[str, dict[int, None]] = {}
+        """Of each client, the predictions that it waits for, the newest last."""
         self.retry_after_s = 1
         self.heard = asyncio.Event()
         """Set once it has said where it stands, or is known not to be there."""
@@ -71,35 +81,62 @@ class _Link:
 
     def send(self, message: Predict, pixels: memoryview) -> asyncio.Future[Result]:
         """Hand one picture over; the future gets its answer, and nobody else's."""
-        if len(self.pending) >= self._max_pending:
-            raise Overloaded(retry_after_s=self.retry_after_s)
         # Callers who leave free their places, but not what was written for them: a halted engine reads neither it nor that they left.
         if self._frames is not None and self._frames.unsent_bytes >= self._max_pending * pixels.nbytes:
+            raise Overloaded(retry_after_s=self.retry_after_s)
+        if len(self.pending) >= self._max_pending and not self._make_room(message.client):
             raise Overloaded(retry_after_s=self.retry_after_s)
         if self._frames is None or not self._frames.send(message, pixels):
             raise EngineUnavailable
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self.pending[message.id] = future
+        self.pending[message.id] = _Held(message.client, future)
+        self._lines.setdefault(message.client, {})[message.id] = None
         self.last_id = message.id
         return future
 
+    def _make_room(self, client: str) -> bool:
+        """As the engine's own queue does: the client that waits for most gives up its newest for one that waits for less."""
+        longest = max(self._lines.values(), key=len)
+        if len(longest) <= len(self._lines.get(client, ())) + 1:
+            return False
+        newest = next(reversed(longest))
+        future = self.pending[newest].future
+        self.forget(newest)
+        if not future.done():
+            future.set_exception(Overloaded(retry_after_s=self.retry_after_s))
+        return True
+
     def forget(self, prediction_id: int) -> None:
         """The caller is gone or served; an engine that still holds the picture is told not to run it."""
-        if self.pending.pop(prediction_id, None) is not None and self._frames is not None:
+        if self._take(prediction_id) is not None and self._frames is not None:
             self._frames.send(Cancel(prediction_id))
+
+    def _take(self, prediction_id: int) -> asyncio.Future[Result] | None:
+        held = self.pending.pop(prediction_id, None)
+        if held is None:
+            return None
+        line = self._lines[held.client]
+        del line[prediction_id]
+        if not line:
+            del self._lines[held.client]
+        return held.future
 
     def _on_frame(self, meta: bytes, payload: bytearray) -> None:
         message = decode_from_engine(meta)
         if isinstance(message, StatusChanged):
             self._set_status(message.status)
             return
-        future = self.pending.pop(message.id, None)
+        if isinstance(message, Result):
+            # What the newest answer took is the best guess of what the next one will.
+            self.retry_after_s = max(1, math.ceil((message.queue_ms + message.infer_ms) / 1000))
+        elif message.kind == "overloaded":
+            self.retry_after_s = message.retry_after_s
+        future = self._take(message.id)
         if future is None or future.done():
             return  # its caller has left
         if isinstance(message, Result):
             future.set_result(message)
         else:
-            self.retry_after_s = message.retry_after_s
             future.set_exception(_as_error(message))
 
     def _set_status(self, status: EngineStatus) -> None:
@@ -110,10 +147,10 @@ class _Link:
     def _on_lost(self) -> None:
         self._frames = None
         self._set_status(_GONE)
-        held, self.pending = self.pending, {}
-        for future in held.values():
-            if not future.done():
-                future.set_exception(EngineUnavailable("The engine stopped while it held this picture."))
+        held, self.pending, self._lines = self.pending, {}, {}
+        for one in held.values():
+            if not one.future.done():
+                one.future.set_exception(EngineUnavailable("The engine stopped while it held this picture."))
         if not self._ending:
             _log.warning("engine_connection_lost", engine=self.path.stem, held=len(held))
         self._lost.set()
@@ -138,7 +175,8 @@ class ProcessEngine:
 
     Args:
         sockets: where the engines listen; they may come and go.
-        max_pending: the most predictions that one engine may hold for this worker; one more is `Overloaded`.
+        max_pending: the most predictions that one engine may hold for this worker; one more is `Overloaded`, or the newest of the client
+            that has most of them is.
     """
 
     def __init__(self, sockets: Sequence[Path], *, max_pending: int) -> None:

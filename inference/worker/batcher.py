@@ -52,7 +52,7 @@ class Batcher:
     """Draws batches from the queue and runs them, on one thread for each lane of the device.
 
     Args:
-        deliver: called on those threads, once a batch, with the answer of each of its pictures.
+        deliver: called on those threads, once a batch, with the answer of each of its pictures; and by `admit`.
         metrics: what is measured here.
         seconds_per_batch: what a full batch took at warm-up while all lanes had one, from which the running means start.
         self_test_every_s: how often the device must prove that it still computes as it did at warm-up.
@@ -91,16 +91,29 @@ class Batcher:
         return [ForwardPass(number, self._seconds_by_size[size]) if size else None for number, size in pairs]
 
     def admit(self, entry: Entry) -> Failure | None:
-        """Queue one picture, or say why not: a full queue, or a predicted wait past its deadline, is refused at once."""
-        wait_s = self.predicted_wait_s()
-        if entry.received_ns + wait_s * 1e9 > entry.deadline_ns or not self._queue.put(entry):
-            return Failure(entry.id, "overloaded", max(1, math.ceil(wait_s)))
+        """Queue one picture, or say why not: a full queue, or a predicted wait past its deadline, is refused at once.
+
+        Where its place is that of another client's picture, that one is refused instead.
+        """
+        wait_s = self._wait_s(self._queue.ahead_of(entry.client))
+        refusal = Failure(entry.id, "overloaded", max(1, math.ceil(wait_s)))
+        if entry.received_ns + wait_s * 1e9 > entry.deadline_ns:
+            return refusal
+        turned_out = self._queue.put(entry)
+        if turned_out is entry:
+            return refusal
+        if turned_out is not None:
+            wait_s = self._wait_s(self._queue.ahead_of(turned_out.client))
+            self._deliver([(turned_out, Failure(turned_out.id, "overloaded", max(1, math.ceil(wait_s))))])
         self._measure_queue()
         return None
 
     def predicted_wait_s(self) -> float:
-        """How long a picture that came now would wait for its batch to start, from the measured times of the device."""
-        full_batches = len(self._queue) // self._model.max_batch
+        """How long a picture behind all that wait now would wait for its batch to start, from the measured times of the device."""
+        return self._wait_s(len(self._queue))
+
+    def _wait_s(self, ahead: int) -> float:
+        full_batches = ahead // self._model.max_batch
         # The lane that is free first takes it: one that is idle now, or the one with the shortest batch.
         running_s = min(self._seconds_by_size[size] if size else 0.0 for size in self._running)
         return running_s + full_batches * self._seconds_by_size[self._model.max_batch] / self._model.lanes

@@ -31,7 +31,7 @@ class EngineMetrics:
         ).labels(engine)
         self._predicted_wait = Gauge(
             "lensgate_predicted_wait_seconds",
-            "How long a picture that came now would wait for its batch; one that would wait past its deadline is refused.",
+            "How long a picture behind all that wait now would wait for its batch; clients take turns, so most wait less.",
             ["engine"],
             multiprocess_mode="sum",
             registry=registry,

@@ -30,7 +30,8 @@ class Entry:
 class FairQueue:
     """A bounded queue drawn from clients in turn: one client's flood costs another's single picture one place, not the whole flood.
 
-    Filled and pruned from the event loop, emptied by the compute thread.
+    When it is full, the client with the longest line gives up its newest picture for one of a client with a shorter line: a flood fills the
+    queue with its own pictures, and then with no more of them. Filled and pruned from the event loop, emptied by the compute threads.
     """
 
     def __init__(self, max_images: int) -> None:
@@ -44,25 +45,47 @@ class FairQueue:
         """How many pictures wait."""
         return len(self._owners)
 
-    def put(self, entry: Entry) -> bool:
-        """Add one picture to the end of its client's line. False when the queue is full or closed."""
+    def put(self, entry: Entry) -> Entry | None:
+        """Add one picture to the end of its client's line.
+
+        Returns:
+            The picture that there is no place for: none, the newest of the client with the longest line, or `entry` itself.
+        """
         with self._changed:
-            if self._closed or len(self._owners) >= self._max_images:
-                return False
-            self._clients.setdefault(entry.client, {})[entry.key] = entry
+            if self._closed:
+                return entry
+            line = self._clients.get(entry.client, {})
+            turned_out = None
+            if len(self._owners) >= self._max_images:
+                longest = max(self._clients.values(), key=len)
+                if len(longest) <= len(line) + 1:
+                    return entry
+                turned_out = longest[next(reversed(longest))]
+                self._remove(turned_out.key)
+            line[entry.key] = entry
+            self._clients.setdefault(entry.client, line)
             self._owners[entry.key] = entry.client
             self._changed.notify()
-            return True
+            return turned_out
+
+    def ahead_of(self, client: str) -> int:
+        """How many pictures would be drawn before one that this client put in now; one too many for each client that has had its turn."""
+        with self._changed:
+            own = len(self._clients.get(client, ()))
+            return own + sum(min(len(line), own + 1) for other, line in self._clients.items() if other != client)
 
     def discard(self, key: Hashable) -> None:
         """Free the place of a picture whose caller has left; nothing happens when it is running or gone."""
         with self._changed:
-            client = self._owners.pop(key, None)
-            if client is not None:
-                line = self._clients[client]
-                del line[key]
-                if not line:
-                    del self._clients[client]
+            if key in self._owners:
+                self._remove(key)
+
+    def _remove(self, key: Hashable) -> None:
+        client = self._owners.pop(key)
+        line = self._clients[client]
+        del line[key]
+        if not line:
+            del self._clients[client]
 
     def discard_where(self, belongs: Callable[[Hashable], bool]) -> None:
         """Free the places of every picture whose key `belongs`."""

@@ -24,18 +24,51 @@ def ids(entries: list[Entry]) -> list[int]:
 def test_a_batch_takes_no_more_than_it_may() -> None:
     queue = FairQueue(10)
     for number in range(5):
-        assert queue.put(entry(number))
+        assert queue.put(entry(number)) is None
     assert ids(queue.take(3)[0]) == [0, 1, 2]
     assert ids(queue.take(3)[0]) == [3, 4]
 
 
 def test_a_full_queue_refuses_one_more_and_has_room_again_after_a_batch() -> None:
     queue = FairQueue(2)
-    assert queue.put(entry(1))
-    assert queue.put(entry(2))
-    assert not queue.put(entry(3))
+    assert queue.put(entry(1)) is None
+    assert queue.put(entry(2)) is None
+    third = entry(3)
+    assert queue.put(third) is third
     queue.take(1)
-    assert queue.put(entry(3))
+    assert queue.put(third) is None
+
+
+def test_a_full_queue_turns_out_the_newest_of_the_longest_line_for_a_client_with_a_shorter_one() -> None:
+    queue = FairQueue(5)
+    flood = [entry(number, "flood") for number in range(4)]
+    for one in (*flood, entry(10, "other")):
+        assert queue.put(one) is None
+    assert queue.put(entry(100, "single")) is flood[3]
+    assert queue.put(entry(11, "other")) is flood[2]
+    assert len(queue) == 5
+    # Two, two and one: nobody's line is longer by two, so nobody has to give way.
+    late = entry(101, "single")
+    assert queue.put(late) is late
+    assert ids(queue.take(8)[0]) == [0, 10, 100, 1, 11]
+
+
+def test_a_flood_turns_out_nobody_but_itself() -> None:
+    queue = FairQueue(4)
+    for number, client in enumerate(("a", "b", "c")):
+        queue.put(entry(number, client))
+    refused = [queue.put(entry(100 + number, "flood")) for number in range(50)]
+    assert refused[0] is None
+    assert {one.client for one in refused[1:] if one is not None} == {"flood"}
+    assert None not in refused[1:]
+
+
+def test_what_is_ahead_of_a_client_is_one_of_each_other_for_each_of_its_own() -> None:
+    queue = FairQueue(1000)
+    for number in range(200):
+        queue.put(entry(number, "flood"))
+    queue.put(entry(1000, "other"))
+    assert (queue.ahead_of("new"), queue.ahead_of("other"), queue.ahead_of("flood")) == (2, 3, 201)
 
 
 def test_clients_are_served_in_turn_so_a_flood_costs_another_one_place() -> None:
@@ -71,7 +104,7 @@ def test_the_place_of_a_caller_who_left_is_freed_at_once() -> None:
     queue.put(entry(2))
     queue.discard(1)
     assert len(queue) == 1
-    assert queue.put(entry(3))
+    assert queue.put(entry(3)) is None
     assert ids(queue.take(8)[0]) == [2, 3]
 
 
@@ -114,4 +147,5 @@ def test_a_closed_queue_hands_back_what_waited_and_takes_no_more() -> None:
     queue = FairQueue(10)
     queue.put(entry(1))
     assert ids(queue.close()) == [1]
-    assert not queue.put(entry(2))
+    late = entry(2)
+    assert queue.put(late) is late
