@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import psutil
@@ -30,11 +33,13 @@ TIERS: Final = {
 class Gate(Service):
     """As `Service`, but what it keeps of the log does not grow with the requests."""
 
-    def __init__(self, folder: Path, redis: RedisServer, *, compile_model: str) -> None:
+    def __init__(self, folder: Path, redis: RedisServer, *, compile_model: str, extra: Mapping[str, str] = MappingProxyType({})) -> None:
         self.redis = redis
         self.reading = threading.Event()
         """Cleared: nobody reads the log."""
         self.reading.set()
+        self.probed: dict[int, tuple[float, bool]] = {}
+        """By the pid of a worker: when it last answered /readyz, by `time.monotonic`, and whether it was ready."""
         settings = {
             "LENSGATE_HTTP__WORKERS": "2",
             "LENSGATE_HTTP__HEADER_TIMEOUT_S": str(HEADER_TIMEOUT_S),
@@ -44,7 +49,7 @@ class Gate(Service):
             "LENSGATE_SECURITY__TIERS": json.dumps(TIERS),
             "LENSGATE_INFERENCE__COMPILE": compile_model,
         }
-        super().__init__(folder, PACKAGED | settings)
+        super().__init__(folder, {**PACKAGED, **settings, **extra})
 
     @property
     def port(self) -> int:
@@ -74,6 +79,9 @@ class Gate(Service):
         for line in self.process.stdout:
             self.reading.wait()
             if '"event":"request"' in line and '"status":500' not in line:
+                if '"route":"/readyz"' in line:
+                    probe = json.loads(line)
+                    self.probed[probe["pid"]] = (time.monotonic(), probe["status"] == 200)
                 continue
             with self._logged:
                 self.raw_log.append(line)

@@ -17,6 +17,8 @@ from inference.types import EngineStatus
 from inference.worker.batcher import Answers
 from inference.worker.queue import Entry, FairQueue
 
+LOOK_EVERY_S: Final = 1.0
+
 _log: Final = structlog.get_logger()
 
 Admit = Callable[[Entry], Failure | None]
@@ -77,11 +79,33 @@ class EngineServer:
         self.connections: set[_Connection] = set()
         self._loop = asyncio.get_running_loop()
         self._server: asyncio.AbstractServer | None = None
+        self._looking: asyncio.Task[None] | None = None
 
     async def listen(self, path: Path) -> None:
         """Listen at `path`, replacing what a dead predecessor left there."""
         path.unlink(missing_ok=True)
+        await self._bind(path)
+        self._looking = asyncio.create_task(self._look_after(path), name="look after the socket's file")
+
+    async def _bind(self, path: Path) -> None:
         self._server = await self._loop.create_unix_server(lambda: _Connection(self).frames, str(path))
+
+    async def _look_after(self, path: Path) -> None:
+        """Listen again when somebody has deleted the file, as cleaners of temporary folders do: no new API worker could connect.
+
+        Those that are connected keep their connections.
+        """
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            if path.exists() or self._server is None:
+                continue
+            _log.warning("engine_socket_gone")
+            self._server.close()
+            try:
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                await self._bind(path)
+            except OSError:  # a full disk, say: there is another look
+                _log.exception("engine_socket_lost")
 
     def publish(self, status: EngineStatus) -> None:
         """Tell every API worker. From any thread."""
@@ -100,6 +124,8 @@ class EngineServer:
 
     async def aclose(self) -> None:
         """Stop listening, refuse what waits, and close the connections."""
+        if self._looking is not None:
+            self._looking.cancel()
         if self._server is not None:
             self._server.close()
         _deliver([(entry, Failure(entry.id, "unavailable")) for entry in self.queue.close()])

@@ -22,6 +22,7 @@ from support.redis_server import redis_server
 
 APPS: Final = 4
 PACE: Final = 0.2
+SETTINGS: Final = {"LENSGATE_INFERENCE__STUCK_AFTER_S": "2"}
 _PAUSE_S: Final = 0.05
 _SERVED_BEFORE: Final = 8
 
@@ -76,7 +77,7 @@ class Town:
 
 @pytest.fixture(scope="module")
 def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
-    with redis_server() as redis, Gate(tmp_path_factory.mktemp("chaos"), redis, compile_model="off") as gate:
+    with redis_server() as redis, Gate(tmp_path_factory.mktemp("chaos"), redis, compile_model="off", extra=SETTINGS) as gate:
         gate.wait_ready()
         yield Town(gate)
 
@@ -111,6 +112,21 @@ def test_an_engine_that_is_killed_costs_503_and_nothing_else_is_restarted(strike
     assert after.engine != before.engine
     assert after.workers == before.workers
     assert ledger.cut.count == 0
+
+
+def test_an_engine_that_stands_still_is_replaced_and_costs_503_and_504(strike: Strike) -> None:
+    ledger, before, after = strike("engine SIGSTOP")
+    assert statuses(ledger) <= {200, 503, 504}
+    assert statuses(ledger) & {503, 504}
+    assert after.engine != before.engine
+    assert after.workers == before.workers
+
+
+def test_without_the_engines_socket_file_a_new_worker_finds_the_engine_all_the_same(strike: Strike) -> None:
+    ledger, before, after = strike("ipc socket deleted, API worker SIGKILL")
+    assert after.engine == before.engine
+    assert len(after.workers & before.workers) == 1
+    assert statuses(ledger) <= {200, 503}
 
 
 def test_an_api_worker_that_is_killed_costs_what_it_held_and_the_other_goes_on(strike: Strike) -> None:
