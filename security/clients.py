@@ -41,6 +41,9 @@ MAX_REVOKED_PER_CLIENT: Final = 10_000
 """Unexpired revocations of one client, so that one client cannot fill every worker's memory. Beyond it, disable the client."""
 MAX_OVERLAP_S: Final = 30 * 86_400
 
+PRUNE_AFTER_S: Final = 86_400
+"""How long what has expired is kept all the same: a wall clock that was ahead for a while must not make us forget what is still valid."""
+
 _LIVE_SECRETS: Final = 2
 _CREDENTIAL: Final = re.compile(r"[\x20-\x7e]{1,255}")
 """RFC 6749 appendix A: client ids and secrets are printable ASCII. What is not cannot be one of ours, nor go into every database."""
@@ -198,12 +201,12 @@ class ClientRegistry:
             return bool(await session.scalar(select(refused)))
 
     async def prune(self) -> int:
-        """Forget what has expired by itself: revocations, deleted clients, replaced secrets. Returns how many rows went."""
-        now = int(self._clock())
+        """Forget what has expired by itself a day ago: revocations, deleted clients, replaced secrets. Returns how many rows went."""
+        until = int(self._clock()) - PRUNE_AFTER_S
         pruned = 0
         async with self._database.session(writes=True) as session:
             for table in (RevokedTokenRow, DeletedClientRow, ClientSecretRow):
-                gone = await session.execute(delete(table).where(table.expires_at <= now).returning(table.expires_at))
+                gone = await session.execute(delete(table).where(table.expires_at <= until).returning(table.expires_at))
                 pruned += len(gone.all())
         return pruned
 

@@ -9,7 +9,7 @@ from sqlalchemy import event, text
 
 import security.clients
 from security.client_records import AuthenticatedClient, Client, CreatedClient
-from security.clients import MAX_OVERLAP_S, ClientRegistry
+from security.clients import MAX_OVERLAP_S, PRUNE_AFTER_S, ClientRegistry
 from security.database import Database
 from security.errors import RegistryError
 from security.tokens import MAX_TOKEN_LIFETIME_S
@@ -275,8 +275,20 @@ async def test_pruning_forgets_what_has_expired_and_nothing_else(registry: Clien
     new = await registry.rotate_secret("camera", overlap_s=60)
     await registry.revoke("short", "client_a", NOW + 60)
     await registry.revoke("long", "client_a", NOW + 10 * MAX_TOKEN_LIFETIME_S)
-    assert await registry.prune() == 0
-    clock.now += MAX_TOKEN_LIFETIME_S
-    assert await registry.prune() == 3
+    clock.now += MAX_TOKEN_LIFETIME_S + PRUNE_AFTER_S - 1
+    assert await registry.prune() == 2
+    clock.now += 1
+    assert await registry.prune() == 1
     assert (await registry.snapshot()).revoked_tokens == {"long"}
     assert await registry.authenticate(created.client_id, new.client_secret) is not None
+
+
+async def test_what_expires_while_the_clock_is_ahead_is_refused_again_once_it_is_right(
+    registry: ClientRegistry, clock: SimpleNamespace
+) -> None:
+    await registry.revoke("taken back", "client_a", NOW + 60)
+    clock.now += 3600
+    await registry.prune()
+    assert (await registry.snapshot()).revoked_tokens == frozenset()
+    clock.now -= 3600
+    assert (await registry.snapshot()).revoked_tokens == {"taken back"}
