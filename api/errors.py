@@ -30,6 +30,7 @@ from security.errors import (
     RateLimited,
     RegistryUnavailable,
     SlowClient,
+    TooManyBodies,
     TooManyInFlight,
     TooManyRevocations,
     UnsupportedContentEncoding,
@@ -104,6 +105,7 @@ _CODES: Final[Mapping[type[Exception], str]] = {
     UnsupportedContentEncoding: "unsupported_media_type",
     RegistryUnavailable: "not_ready",
     TooManyRevocations: "overloaded",
+    TooManyBodies: "overloaded",
 }
 
 _HTTP_CODES: Final[Mapping[int, str]] = {

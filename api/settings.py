@@ -50,6 +50,12 @@ class HttpSettings(BaseModel):
     tls_cert: Path | None = Field(default=None, description="A PEM certificate chain: HTTPS instead of HTTP. Goes with TLS_KEY.")
     tls_key: Path | None = Field(default=None, description="The PEM private key of TLS_CERT.")
     max_body_bytes: int = Field(default=10 * 1024 * 1024, ge=1024, le=1 << 30, description="The largest request body; 413 above.")
+    max_bodies_bytes: int = Field(
+        default=256 * 1024 * 1024,
+        ge=2048,
+        le=1 << 40,
+        description="The most bytes of request bodies that one API worker holds at once, and half of it for one client; 503 above.",
+    )
     max_batch_images: int = Field(default=64, ge=1, le=1024, description="The most pictures in one /predict/batch request.")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
@@ -123,6 +129,12 @@ class HttpSettings(BaseModel):
     def _drains_within_the_grace(self) -> Self:
         if self.drain_pause_s >= self.grace_s:
             raise ValueError("DRAIN_PAUSE_S is a part of GRACE_S and must be shorter")
+        return self
+
+    @model_validator(mode="after")
+    def _has_room_for_a_body(self) -> Self:
+        if self.max_bodies_bytes < 2 * self.max_body_bytes:
+            raise ValueError("MAX_BODIES_BYTES must be at least twice MAX_BODY_BYTES: one client may hold half of it")
         return self
 
     @property

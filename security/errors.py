@@ -66,6 +66,14 @@ class TooManyInFlight(SecurityError):
         super().__init__("Too many requests of this client are in flight: wait for the answer to one of them.")
 
 
+class TooManyBodies(SecurityError):
+    """The bodies that are being served hold all the memory that they may; `retry_after_s` is for how long one is held, at least 1."""
+
+    def __init__(self, message: str = "Too many uploads are being served.", *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class MalformedRequest(SecurityError):
     """The request stops being valid HTTP in the middle of its body."""
 

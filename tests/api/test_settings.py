@@ -112,6 +112,12 @@ def test_a_drain_pause_as_long_as_the_grace_period_is_refused(monkeypatch: pytes
         load_settings()
 
 
+def test_one_client_alone_must_be_able_to_send_the_largest_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LENSGATE_HTTP__MAX_BODIES_BYTES", str(2 * HttpSettings().max_body_bytes - 1))
+    with pytest.raises(ConfigurationError, match="MAX_BODIES_BYTES must be at least twice MAX_BODY_BYTES"):
+        load_settings()
+
+
 def test_a_database_url_that_cannot_be_taken_apart_is_masked_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LENSGATE_SECURITY__DATABASE_URL", "postgresql+asyncpg://u:hunter:2@h:port/d")
     assert effective(load_settings())["LENSGATE_SECURITY__DATABASE_URL"] == "***"
