@@ -25,6 +25,8 @@ from support.redis_server import RedisServer
 
 HONEST_CLIENTS: Final = 6
 _LOOK_EVERY_S: Final = 2.0
+_COMPILED_WITHIN_S: Final = 900.0
+"""A machine that has never compiled the model does so first."""
 _DEADLY_UNTIL: Final = 0.5
 """Of the soak: after that no fault ends a process of the service, so that there are lives long enough to be judged by their memory."""
 _DEADLY_ROUNDS: Final = 3
@@ -101,6 +103,7 @@ async def soak(folder: Path, *, seconds: float, seed: int, compile_model: str, o
 async def _run(
     gate: Gate, ledger: Ledger, memory: MemoryLog, trouble: list[str], *, seconds: float, random: Random, only: Sequence[str]
 ) -> None:
+    await asyncio.to_thread(gate.wait_for, "engine_ready", timeout_s=_COMPILED_WITHIN_S)
     await asyncio.to_thread(gate.wait_ready)
     made = await gate.register(*(f"app-{number}" for number in range(HONEST_CLIENTS)))
     enemies = await gate.register("attacker") | await gate.register("little", tier="tiny")
