@@ -50,6 +50,8 @@ def create_app(services: Services) -> FastAPI:
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
+        # Ours (api/otlp_tracer.py) sees the layers outside too; FastAPI's would send query strings and the texts of exceptions.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         middleware=_layers(services, access),
         exception_handlers={HTTPException: _leave_to_the_boundary, RequestValidationError: _leave_to_the_boundary},
     )
@@ -65,7 +67,13 @@ def _layers(services: Services, access: AccessTable) -> list[Middleware]:
     """The house's front door: every layer, outermost first. Their order is a matter of security; see docs/architecture.md."""
     http = services.settings.http
     return [
-        Middleware(ContextMiddleware, known_paths=access.keys(), metrics=services.metrics, over_tls=services.settings.over_tls),
+        Middleware(
+            ContextMiddleware,
+            known_paths=access.keys(),
+            metrics=services.metrics,
+            tracer=services.tracer,
+            over_tls=services.settings.over_tls,
+        ),
         Middleware(CorsHeadersMiddleware, origins=services.settings.http.cors_origins),
         Middleware(BoundaryMiddleware),
         Middleware(

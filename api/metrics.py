@@ -19,7 +19,7 @@ UNMATCHED: Final = "unmatched"
 """The route of a request whose path is no route's."""
 
 _OTHER: Final = "other"
-_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CLOSED_UNANSWERED: Final = ("silent", "unread")
 SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """From a probe's answer to the longest that a caller is likely to wait."""
@@ -105,7 +105,7 @@ class Metrics:
             duration_s: how long it took.
         """
         self._in_flight.dec()
-        self._requests.labels(route, method if method in _METHODS else _OTHER, status).inc()
+        self._requests.labels(route, method if method in METHODS else _OTHER, status).inc()
         self._durations.labels(route).observe(duration_s)
 
     def refused(self, reason: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from importlib.util import find_spec
 from typing import Final
@@ -10,6 +11,7 @@ from typing import Final
 import structlog
 
 from api.settings import ConfigurationError, HttpSettings, Settings
+from api.tracing import check_tracing
 from inference.settings import InferenceSettings
 from security.clients import ClientRegistry
 from security.database import Database
@@ -23,13 +25,14 @@ async def prepare(settings: Settings) -> None:
     """Check the files that the settings name, make the signing key where that is allowed, and bring the registry up to date.
 
     Raises:
-        ConfigurationError: a file is missing or of no use.
+        ConfigurationError: a file is missing or of no use, or traces are asked for that cannot be sent.
         KeysError: the keys folder is empty (and must not be filled by us), unwritable, or holds what is no key.
         RegistryError: the database is out of reach, or its tables are out of date.
     """
     _check_tls(settings.http)
     _check_local_files(settings.inference)
     _check_limit_storage(settings)
+    check_tracing(os.environ)
     url = settings.security.database_url.get_secret_value()
     is_sqlite = url.startswith("sqlite")
     created_kid = await asyncio.to_thread(ensure_keys, settings.security.keys_dir, may_create=is_sqlite)

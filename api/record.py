@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from starlette.types import Scope
 
@@ -12,6 +14,21 @@ from inference.types import Prediction
 
 RECORD_KEY: Final = "record"
 """Where the record stands: `scope["state"]["record"]`."""
+
+_MAX_STAGES: Final = 3 * 64
+"""A batch may be of a thousand pictures, each with three; the first ones tell how it went."""
+
+
+Attributes = Mapping[str, str | int]
+
+
+class Stage(NamedTuple):
+    """A part of what was done for a request, for its trace. Moments are those of `time.perf_counter`."""
+
+    name: str
+    began_s: float
+    ended_s: float
+    attributes: Attributes
 
 
 @dataclass(slots=True)
@@ -43,19 +60,39 @@ class RequestRecord:
     decode_ms: float | None = None
     queue_ms: float | None = None
     infer_ms: float | None = None
+    stages: list[Stage] | None = None
+    """None where the trace is not recorded here."""
 
     def note_picture(self, *, image_format: str, width_px: int, height_px: int, decode_ms: float) -> None:
-        """Remember a decoded picture: of a batch, the format and the size of the last one."""
+        """Remember a picture that was decoded just now: of a batch, the format and the size of the last one."""
         self.images += 1
         self.image_format, self.image_width, self.image_height = image_format, width_px, height_px
         self.decode_ms = max(decode_ms, self.decode_ms or 0.0)
+        if self.stages is not None:
+            picture: Attributes = {
+                "lensgate.image.format": image_format,
+                "lensgate.image.width": width_px,
+                "lensgate.image.height": height_px,
+            }
+            self._note_stage("decode", time.perf_counter(), decode_ms, picture)
 
     def note_prediction(self, prediction: Prediction) -> None:
-        """Remember what a prediction took: of a batch, the model and the engine of the last one."""
+        """Remember what a prediction took that has come just now: of a batch, the model and the engine of the last one."""
         self.model, self.digest, self.engine = prediction.model.name, prediction.model.digest, prediction.engine
         self.batch_size = max(prediction.batch_size, self.batch_size or 0)
         self.queue_ms = max(prediction.queue_ms, self.queue_ms or 0.0)
         self.infer_ms = max(prediction.infer_ms, self.infer_ms or 0.0)
+        if self.stages is not None:
+            # The way to the engine and back, some 0.2 ms, is counted to neither and lies before both.
+            ended_s = time.perf_counter()
+            batch: Attributes = {"lensgate.model": prediction.model.name, "lensgate.batch_size": prediction.batch_size}
+            engine: Attributes = {"lensgate.engine": prediction.engine} if prediction.engine is not None else {}
+            self._note_stage("queue", ended_s - prediction.infer_ms / 1000, prediction.queue_ms, engine)
+            self._note_stage("forward", ended_s, prediction.infer_ms, {**batch, **engine})
+
+    def _note_stage(self, name: str, ended_s: float, took_ms: float, attributes: Attributes) -> None:
+        if self.stages is not None and len(self.stages) < _MAX_STAGES:
+            self.stages.append(Stage(name, ended_s - took_ms / 1000, ended_s, attributes))
 
 
 def record_of(scope: Scope) -> RequestRecord:

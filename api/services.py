@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
@@ -18,6 +19,9 @@ from security.revocation import RevocationView
 from security.tiers import Tiers
 from security.tokens import TokenIssuer, TokenVerifier
 from security.trusted_issuers import TrustedIssuers
+
+if TYPE_CHECKING:  # it loads OpenTelemetry
+    from api.otlp_tracer import OtlpTracer
 
 __all__ = ["DecodePool", "Lifecycle", "Services", "services_of"]
 
@@ -47,6 +51,8 @@ class Services:
     """Verifies our tokens and those of others; None: only ours are good."""
     rates: RateLimiter = field(default_factory=RateLimiter)
     metrics: Metrics = field(default_factory=Metrics)
+    tracer: OtlpTracer | None = None
+    """Sends the traces; None: no traces go out."""
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
 
     @cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
@@ -27,6 +28,7 @@ from api.pulse import Pulse
 from api.server import Server, allow_many_connections
 from api.services import Services
 from api.settings import Settings
+from api.tracing import tracer_for
 from inference.cores import usable_cores
 from inference.process_engine import ProcessEngine
 from security.clients import ClientRegistry
@@ -50,6 +52,7 @@ async def _open_services(
 ) -> AsyncIterator[Services]:
     security = settings.security
     metrics = Metrics(metrics_dir)
+    tracer = tracer_for(name, os.environ)
     credentials = CredentialMetrics(name, metrics.registry)
     if settings.http.tls_cert is not None:
         credentials.read_certificate(settings.http.tls_cert)
@@ -89,6 +92,7 @@ async def _open_services(
             decoder=decoder,
             rates=rates,
             metrics=metrics,
+            tracer=tracer,
         )
     finally:
         for poll in polls:
@@ -98,6 +102,8 @@ async def _open_services(
         await rates.aclose()
         decoder.close()
         await database.aclose()
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
 
 
 async def _serve(config: dict[str, Any]) -> None:

@@ -6,18 +6,21 @@ import re
 import secrets
 import time
 from collections.abc import Collection, Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.metrics import UNMATCHED, Metrics
-from api.record import RECORD_KEY, RequestRecord
+from api.metrics import METHODS, UNMATCHED, Metrics
+from api.record import RECORD_KEY, RequestRecord, Stage
 from api.trace_context import continue_trace, read_trace_context
 from security import rate_limits
 from security.middleware.client_limit import TIER_KEY
 from security.principal import STATE_KEY, Principal
 from security.rate_limits import Verdict
+
+if TYPE_CHECKING:  # it loads OpenTelemetry
+    from api.otlp_tracer import OtlpTracer, RequestSpan
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _TIMED_PATHS: Final = frozenset({"/predict", "/predict/batch"})
@@ -90,13 +93,23 @@ class ContextMiddleware:
         app: the layer inside.
         known_paths: the paths of the routes; any other is logged as the route `unmatched`.
         metrics: count the requests.
+        tracer: makes their spans; None where no traces go out.
         over_tls: clients reach us by HTTPS only, so their browsers may be told never to try anything else.
     """
 
-    def __init__(self, app: ASGIApp, *, known_paths: Collection[str], metrics: Metrics, over_tls: bool = False) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        known_paths: Collection[str],
+        metrics: Metrics,
+        tracer: OtlpTracer | None = None,
+        over_tls: bool = False,
+    ) -> None:
         self._app = app
         self._known_paths = frozenset(known_paths)
         self._metrics = metrics
+        self._tracer = tracer
         self._common_headers = (*COMMON_HEADERS, HSTS) if over_tls else COMMON_HEADERS
         self._log = structlog.get_logger().bind()
 
@@ -106,13 +119,16 @@ class ContextMiddleware:
             await self._app(scope, receive, send)
             return
         began_s = time.perf_counter()
-        trace = continue_trace(read_trace_context(scope["headers"]))
-        record = RequestRecord(request_id_from(scope["headers"]), trace)
+        caller = read_trace_context(scope["headers"])
+        span = None if self._tracer is None else self._tracer.begin(caller)
+        record = RequestRecord(request_id_from(scope["headers"]), continue_trace(caller) if span is None else span.context)
+        if span is not None and span.recorded:
+            record.stages = []
         scope.setdefault("state", {})[RECORD_KEY] = record
         exchange = _Exchange(scope, receive, send, record, self._common_headers)
         self._metrics.began()
         try:
-            with structlog.contextvars.bound_contextvars(request_id=record.request_id, trace_id=trace.trace_id):
+            with structlog.contextvars.bound_contextvars(request_id=record.request_id, trace_id=record.trace.trace_id):
                 await self._app(scope, exchange.receive, exchange.send)
         finally:
             duration_s = time.perf_counter() - began_s
@@ -120,6 +136,8 @@ class ContextMiddleware:
             limit = _limit_hit(record.code, scope["state"].get(rate_limits.STATE_KEY, ()))
             self._count(scope, exchange, route, limit, duration_s)
             self._write(scope, exchange, route, limit, duration_s * 1000)
+            if span is not None:
+                _end_span(span, scope, exchange, route)
 
     def _count(self, scope: Scope, exchange: _Exchange, route: str, limit: str | None, duration_s: float) -> None:
         record, metrics = exchange.record, self._metrics
@@ -170,6 +188,20 @@ class ContextMiddleware:
             "infer_ms": _rounded(record.infer_ms),
         }
         self._log.info("request", **{name: value for name, value in fields.items() if value is not None})
+
+
+def _end_span(span: RequestSpan, scope: Scope, exchange: _Exchange, route: str) -> None:
+    record, state = exchange.record, scope["state"]
+    if record.stages is not None and (began_s := state.get("auth_began_s")) is not None:
+        record.stages.insert(0, Stage("authenticate", began_s, began_s + state["auth_ms"] / 1000, {}))
+    principal = state.get(STATE_KEY)
+    span.end(
+        record,
+        method=scope["method"] if scope["method"] in METHODS else "_OTHER",
+        route=None if route == UNMATCHED else route,
+        status=_status(exchange),
+        client_id=principal.client_id if isinstance(principal, Principal) else record.client_id,
+    )
 
 
 def request_id_from(headers: Iterable[tuple[bytes, bytes]]) -> str:

@@ -35,7 +35,7 @@ class AuthenticationMiddleware:
     """Lets a request through when its path is public, or when its bearer token (RFC 6750) is good and has the path's scope.
 
     The verified `Principal` stands in `scope["state"]["principal"]`; how long the check took, in milliseconds, in
-    `scope["state"]["auth_ms"]`. Refusals are raised, for the boundary outside to answer: `MissingToken`, `InvalidToken`,
+    `scope["state"]["auth_ms"]`, and when it began, by `time.perf_counter`, in `scope["state"]["auth_began_s"]`. Refusals are raised, for the boundary outside to answer: `MissingToken`, `InvalidToken`,
     `InsufficientScope` and `RegistryUnavailable`. WebSockets are closed unheard, since nothing here speaks them.
 
     Args:
@@ -75,7 +75,7 @@ class AuthenticationMiddleware:
 
     def _authenticate(self, scope: Scope, required: str | None) -> None:
         state = scope.setdefault("state", {})
-        started_s = time.perf_counter()
+        state["auth_began_s"] = started_s = time.perf_counter()
         try:
             principal = self._verifier.verify(_bearer_token(scope), self._clock())
             refusal = self._revocations.is_refused(principal)
