@@ -94,6 +94,7 @@ def _layers(services: Services, access: AccessTable) -> list[Middleware]:
         Middleware(
             BodyLimitMiddleware,
             max_body_bytes=services.settings.http.max_body_bytes,
+            max_bodies_bytes=services.settings.http.max_bodies_bytes,
             path_limits=dict.fromkeys((TOKEN_PATH, REVOCATION_PATH, INTROSPECTION_PATH), MAX_FORM_BYTES),
         ),
     ]
