@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,57 +9,13 @@ from typing import Any
 import pytest
 
 from support.held import Held
-from support.raw_http import ConnectionClosed, RawConnection
+from support.load import Load
+from support.raw_http import RawConnection
 from support.service import Service
 
 GRACE_S = 10.0
 EXIT_SLACK_S = 5.0
 """Until the supervisor itself has gone, on a busy machine."""
-
-
-class Load:
-    """One client after another's answer, without a pause, until the port is closed. `failures`: sent and not served."""
-
-    def __init__(self, service: Service, picture: bytes, token: str, *, keep_alive: bool) -> None:
-        self._url, self._keep_alive = service.url, keep_alive
-        lines = ["POST /predict HTTP/1.1", "Host: a", f"Authorization: Bearer {token}", "Content-Type: image/png"]
-        self._request = "\r\n".join([*lines, f"Content-Length: {len(picture)}", "", ""]).encode() + picture
-        self.served = 0
-        self.failures: list[object] = []
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        deadline_s = time.monotonic() + 90
-        while time.monotonic() < deadline_s:
-            try:
-                connection = RawConnection(self._url)
-            except ConnectionRefusedError:
-                return
-            with connection:
-                while self._ask(connection) and self._keep_alive:
-                    pass
-        self.failures.append("the port was never closed")
-
-    def _ask(self, connection: RawConnection) -> bool:
-        """Whether the connection can be used again."""
-        try:
-            connection.send(self._request)
-        except ConnectionError:
-            return False  # closed before the upload was complete
-        try:
-            answer = connection.answer()
-        except (ConnectionClosed, TimeoutError) as error:
-            self.failures.append(error)
-            return False
-        if answer.status != 200:
-            self.failures.append(answer)
-        self.served += 1
-        return "connection" not in answer.headers
-
-    def wait(self) -> None:
-        self._thread.join(100)
-        assert not self._thread.is_alive()
 
 
 def assert_quiet(service: Service) -> None:
