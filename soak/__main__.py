@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import random
 import sys
 import tempfile
 from pathlib import Path
 
+import structlog
 import uvloop
 
 from soak.report import render
@@ -25,6 +27,8 @@ def main() -> None:
     seed = random.randrange(1 << 32) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
     only = [name.strip() for name in options.faults.split(";") if name.strip()]
+    # What operators change is logged; here that would be every client that is made.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     with tempfile.TemporaryDirectory(prefix="lensgate-soak-") as folder:
         outcome = uvloop.run(soak(Path(folder), seconds=options.minutes * 60, seed=seed, compile_model=options.compile, only=only))
     print(render(outcome))

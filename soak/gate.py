@@ -48,6 +48,7 @@ class Gate(Service):
             "LENSGATE_SECURITY__TOKEN_TTL_S": str(TOKEN_TTL_S),
             "LENSGATE_SECURITY__TIERS": json.dumps(TIERS),
             "LENSGATE_INFERENCE__COMPILE": compile_model,
+            "LENSGATE_INFERENCE__STUCK_AFTER_S": "20",  # the default, which `Service` changes for tests that hold an engine still
         }
         super().__init__(folder, {**PACKAGED, **settings, **extra})
 
