@@ -20,17 +20,17 @@ MAX_GROWTH: Final = 0.02
 _WINDOW: Final = 0.1
 """Of a life: the samples around a third of it, and the last ones. Their median, since what is in flight comes and goes."""
 _NAMES: Final = {"api.cli": "supervisor", API: "API worker", ENGINE: "engine"}
-_KEYS: Final = {"Pss:", "Private_Clean:", "Private_Dirty:"}
 
 
 class Sample(NamedTuple):
     """One look into `/proc/<pid>/smaps_rollup`, in bytes."""
 
     at_s: float
-    uss: int
-    """What would be free if the process ended."""
-    pss: int
-    """The same with its share of what it has in common with others."""
+    written_bytes: int
+    """Its own pages that it has written (`Private_Dirty`): what it really holds.
+
+    Not its whole USS: that also has the pages of library files, which become its own or shared as other programs come and go.
+    """
 
 
 @dataclass
@@ -68,8 +68,8 @@ class Life:
 
     def _median(self, since: float, until: float) -> float:
         began_s, seconds = self.samples[0].at_s, self.seconds or 1.0
-        within = [one.uss for one in self.samples if since <= (one.at_s - began_s) / seconds <= until]
-        return statistics.median(within or [self.samples[-1].uss])
+        within = [one.written_bytes for one in self.samples if since <= (one.at_s - began_s) / seconds <= until]
+        return statistics.median(within or [self.samples[-1].written_bytes])
 
 
 class MemoryLog:
@@ -106,10 +106,8 @@ def _name(arguments: Sequence[str]) -> str | None:
 
 
 def _sample(pid: int) -> Sample | None:
-    found = dict.fromkeys(_KEYS, 0)
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         name, *rest = line.split()
-        if name in found:
-            found[name] = int(rest[0]) * 1024
-    uss = found["Private_Clean:"] + found["Private_Dirty:"]
-    return Sample(time.monotonic(), uss, found["Pss:"]) if uss else None
+        if name == "Private_Dirty:":
+            return Sample(time.monotonic(), int(rest[0]) * 1024)
+    return None

@@ -90,6 +90,9 @@ class Visitor:
             self._kept: tuple[str, int] = self.connection.socket.getsockname()
         return self._kept
 
+    def confirm_line(self, *, status: int) -> None:
+        assert self.wait_for_line(status=status)
+
     def wait_for_line(self, *, status: int) -> dict[str, Any]:
         return self.service.wait_for("request", after=self.after, status=status, timeout_s=_WAIT_S)
 
@@ -103,7 +106,7 @@ def leave_in_the_head(visitor: Visitor, picture: bytes) -> Callable[[], None]:
 def leave_in_the_body(visitor: Visitor, picture: bytes) -> Callable[[], None]:
     visitor.connection.send(visitor.head("/predict", "image/jpeg", len(picture)) + picture[:-1])
     wait_until(visitor.is_known)
-    return lambda: visitor.wait_for_line(status=499) and None
+    return lambda: visitor.confirm_line(status=499)
 
 
 def leave_while_it_is_decoded(visitor: Visitor, picture: bytes) -> Callable[[], None]:
@@ -143,7 +146,7 @@ def leave_while_the_answer_is_written(visitor: Visitor, picture: bytes) -> Calla
     body = part * 32 + f"--{_BOUNDARY}--\r\n".encode()
     visitor.connection.send(visitor.head("/predict/batch?top_k=100", f"multipart/form-data; boundary={_BOUNDARY}", len(body)) + body)
     assert visitor.connection.socket.recv(1) == b"H"
-    return lambda: visitor.wait_for_line(status=200) and None
+    return lambda: visitor.confirm_line(status=200)
 
 
 PHASES: Final = (

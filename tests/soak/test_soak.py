@@ -30,7 +30,7 @@ def outcome(ledger: Ledger, *lives: Life) -> Outcome:
 
 def life(*sizes_mib: float, seconds: float = 600.0) -> Life:
     step_s = seconds / (len(sizes_mib) - 1)
-    return Life("engine", 1, [Sample(number * step_s, int(size * _MIB), 0) for number, size in enumerate(sizes_mib)])
+    return Life("engine", 1, [Sample(number * step_s, int(size * _MIB)) for number, size in enumerate(sizes_mib)])
 
 
 def test_a_short_soak_with_faults_loses_nothing_and_says_what_it_has_seen() -> None:
