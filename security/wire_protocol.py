@@ -72,8 +72,8 @@ class GuardedProtocol(BoundedProtocol):
             self.enter(Phase.IDLE)
 
     def answer_last(self) -> None:
-        """Close after the answer that is being waited for, if there is one."""
-        if self.busy:
+        """Close after the answer that is being waited for, if there is one. One that has begun has not said so, and gets a last call."""
+        if self.busy and not self.cycle.response_started:
             self.cycle.keep_alive = False
 
     def shutdown(self) -> None:

@@ -56,6 +56,7 @@ class Service:
             [sys.executable, "-m", "api.cli", "serve"],
             cwd=self.folder,
             env=self.environment,
+            stdin=subprocess.DEVNULL,  # no terminal: there SIGHUP means something else
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
