@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 import signal
+import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+import trustme
 
 from support.held import API, ENGINE
 from support.load import Load
@@ -121,14 +124,54 @@ def test_restarting_whole_services_behind_a_proxy_loses_nothing(tmp_path: Path) 
         service.__exit__()
 
 
-def test_a_worker_that_cannot_start_stops_the_renewal_and_the_former_ones_go_on(start_service: Callable[..., Service]) -> None:
-    service = start_service(SETTINGS)
-    service.wait_ready()
-    (worker,) = service.children(API)
+class OverTls:
+    """A service with a certificate that can be renewed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._authority = trustme.CA()
+        self._path = folder / "tls.pem"
+        self.certificate = self.renew_certificate()
+        settings = {"LENSGATE_HTTP__TLS_CERT": str(self._path), "LENSGATE_HTTP__TLS_KEY": str(self._path)}
+        self.service = Service(folder, SETTINGS | settings)
+
+    def renew_certificate(self) -> bytes:
+        """The new one, in DER."""
+        made = self._authority.issue_cert("127.0.0.1")
+        made.private_key_and_cert_chain_pem.write_to_path(self._path)
+        return ssl.PEM_cert_to_DER_cert(made.cert_chain_pems[0].bytes().decode())
+
+    def served_certificate(self) -> bytes:
+        """What a new connection is shown, in DER."""
+        parts = urlsplit(self.service.url)
+        assert parts.hostname is not None
+        assert parts.port is not None
+        return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate((parts.hostname, parts.port), timeout=30))
+
+
+@pytest.fixture(scope="module")
+def over_tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OverTls]:
+    one = OverTls(tmp_path_factory.mktemp("over-tls"))
+    with one.service:
+        one.service.wait_for("worker_serving")
+        yield one
+
+
+def test_a_renewed_certificate_is_served_after_sighup(over_tls: OverTls) -> None:
+    service = over_tls.service
+    assert over_tls.served_certificate() == over_tls.certificate
+    renewed, after = over_tls.renew_certificate(), len(service.log)
+    service.process.send_signal(signal.SIGHUP)
+    service.wait_for("workers_renewed", after=after)
+    assert over_tls.served_certificate() == renewed != over_tls.certificate
+
+
+def test_a_worker_that_cannot_start_stops_the_renewal_and_the_former_ones_go_on(over_tls: OverTls) -> None:
+    service = over_tls.service
+    former, after = service.children(API), len(service.log)
+    served = over_tls.served_certificate()
     for key in (service.folder / "keys").iterdir():
         key.unlink()
-    after = len(service.log)
     service.process.send_signal(signal.SIGHUP)
     assert service.wait_for("child_not_renewed", after=after)["exit_code"] == 78
-    assert service.children(API) == [worker]
-    assert service.get("/livez").status_code == 200
+    assert service.children(API) == former
+    assert over_tls.served_certificate() == served
