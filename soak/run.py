@@ -151,15 +151,18 @@ async def _strike(
             await asyncio.wait(tasks, timeout=max(0.0, left_s), return_when=asyncio.FIRST_EXCEPTION)
             return
         await asyncio.sleep(rest_s)
+        in_first_half = time.monotonic() - began_s < seconds * _DEADLY_UNTIL
         if not names:
-            names = list(faults.schedule(deadly=rounds < _DEADLY_ROUNDS and time.monotonic() - began_s < seconds * _DEADLY_UNTIL))
+            names = list(faults.schedule(deadly=in_first_half and rounds < _DEADLY_ROUNDS))
             rounds += 1
+        if not only and not in_first_half:  # the round has begun before
+            names = [name for name in names if name not in faults.deadly] or list(faults.schedule(deadly=False))
         name = names.pop(0)
         struck_s = time.monotonic()
         try:
             await faults.strike(name)
-        except (NotWell, AssertionError) as error:
-            trouble.append(f"{name}: {str(error)[:2000]}")
+        except (NotWell, AssertionError, ValueError, psutil.Error) as error:  # a process that should be there is not, say
+            trouble.append(f"{name}: {error!r:.2000}")
             return
         now_s = time.monotonic()
         print(f"{struck_s - began_s:6.1f} s  {name}: well again after {now_s - struck_s:.1f} s", flush=True)

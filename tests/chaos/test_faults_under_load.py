@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from random import Random
 from typing import Final, NamedTuple
 
@@ -80,6 +81,12 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
     with redis_server() as redis, Gate(tmp_path_factory.mktemp("chaos"), redis, compile_model="off", extra=SETTINGS) as gate:
         gate.wait_ready()
         yield Town(gate)
+
+
+def test_every_fault_of_the_soak_is_tried_here(town: Town) -> None:
+    tried = Path(__file__).read_text()
+    faults = Faults(town.gate, Ledger(), town.clients, Random())
+    assert [name for name in (*faults.deadly, *faults.mild) if f'"{name}"' not in tried] == []
 
 
 def statuses(ledger: Ledger) -> set[int]:
