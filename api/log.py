@@ -6,10 +6,12 @@ import logging
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Mapping, MutableMapping
+from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Final, Literal, TextIO, cast
+from typing import Any, Final, Literal, TextIO
 
 import msgspec
 import structlog
@@ -22,7 +24,12 @@ _HANDLER_NAME: Final = "lensgate"
 _MAX_FRAMES: Final = 30
 _PLAIN_TYPES: Final = frozenset({int, float, bool, type(None)})
 _MAX_MESSAGE_CHARACTERS: Final = 2000
-_FIRST_FIELDS: Final = ("timestamp", "level", "event", "process", "pid")
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+REQUEST_IDS: Final[ContextVar[Mapping[str, str] | None]] = ContextVar("request_ids", default=None)
+"""While a request is served: what names it, on every line that is written meanwhile."""
 
 
 def configure_logging(
@@ -43,32 +50,60 @@ def configure_logging(
     output: TextIO | LogWriter = standard_output() if stream is None else stream
     as_text = format == "text" or (format == "auto" and output.isatty())
     numeric_level = logging.getLevelNamesMapping()[level.upper()]
-    pid = os.getpid()
+    origin = {} if process is None else {"process": process, "pid": os.getpid()}
 
-    def add_process(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-        if process is not None:
-            event["process"], event["pid"] = process, pid
-        return event
+    def add_origin(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        return {**origin, **event, **(REQUEST_IDS.get() or {})}
 
-    common: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
-        add_process,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
+    common: list[Processor] = [add_origin, structlog.processors.add_log_level, _Clock()]
     # Neither form ever holds local variables: they may be secrets.
     exceptions = structlog.processors.ExceptionRenderer(_format_traceback if as_text else _traceback_transformer())
     last: list[Processor] = [exceptions, _escape_event, _render_text if as_text else _render_json]
     structlog.configure(
         processors=[*common, *last],
         wrapper_class=structlog.make_filtering_bound_logger(numeric_level),
-        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", output)),
+        logger_factory=lambda *_: _Lines(output),
         cache_logger_on_first_use=False,
     )
     _configure_stdlib(output, numeric_level, common, last)
     if isinstance(output, LogWriter):
         output.on_drops(tell=_tell_of_dropped_lines)
         _log_what_nobody_catches()
+
+
+class _Lines:
+    """What structlog hands its lines to."""
+
+    def __init__(self, output: TextIO | LogWriter) -> None:
+        self._write = output.write
+        self._flush = output.flush
+
+    def info(self, line: str) -> None:
+        self._write(line + "\n")
+
+    def error(self, line: str) -> None:
+        # What this tells of may be what the process dies of.
+        self._write(line + "\n")
+        self._flush()
+
+    debug = info
+    warning = critical = error
+
+
+class _Clock:
+    """Puts the time of day on a line, and its seconds into words once a second: more often would take longer than all other fields."""
+
+    def __init__(self) -> None:
+        self._second = (0, "")
+
+    def __call__(self, _: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        second, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
+        known, text = self._second
+        if second != known:
+            text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._second = (second, text)
+        event["timestamp"] = f"{text}.{microseconds:06}Z"
+        return event
 
 
 def _configure_stdlib(output: TextIO | LogWriter, numeric_level: int, common: list[Processor], last: list[Processor]) -> None:
@@ -130,12 +165,16 @@ def _format_traceback(exc_info: tuple[Any, Any, Any]) -> str:
 def _escape_event(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     """Make control characters of hostile text visible, so that no line can be forged and no terminal driven."""
     for name, value in event.items():
+        kind = type(value)
+        # Nearly every field: a call for each would take most of the line's time.
+        if kind in _PLAIN_TYPES or (kind is str and len(value) <= _MAX_MESSAGE_CHARACTERS and value.isprintable()):
+            continue
         event[name] = _escape_lines(value) if name == "exception" and isinstance(value, str) else _escape(value)
     return event
 
 
 def _escape(value: object) -> object:
-    if type(value) in _PLAIN_TYPES:  # most fields; asking an abstract class like Mapping about each would take half of the line's time
+    if type(value) in _PLAIN_TYPES:  # asking an abstract class like Mapping about each takes long
         return value
     if isinstance(value, str):
         if len(value) > _MAX_MESSAGE_CHARACTERS:
@@ -158,8 +197,7 @@ def _escape_character(character: str) -> str:
 
 
 def _render_json(_: WrappedLogger, __: str, event: MutableMapping[str, Any]) -> str:
-    first = {name: event.pop(name) for name in _FIRST_FIELDS if name in event}
-    return msgspec.json.encode({**first, **event}).decode()
+    return _encode({"timestamp": event.pop("timestamp"), "level": event.pop("level"), "event": event.pop("event"), **event}).decode()
 
 
 def _render_text(_: WrappedLogger, __: str, event: MutableMapping[str, Any]) -> str:

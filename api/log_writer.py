@@ -20,6 +20,8 @@ LAST_WORDS_S: Final = 1.0
 
 _WRITE_BYTES: Final = 4096
 """`PIPE_BUF` on Linux (pipe(7)): the most that is written to a pipe in one piece. Several processes share ours."""
+_LINGER_S: Final = 0.01
+"""How long a line may wait for others, so that a busy process does not change threads for each."""
 _NOTICE_EVERY_S: Final = 1.0
 
 
@@ -40,6 +42,8 @@ class LogWriter:
         self._changed = threading.Condition()
         self._lines: deque[str] = deque()
         self._held = 0
+        self._idle = False
+        self._hurry = False
         self._writing = False
         self._dropped = 0
         self._count: Callable[[int], object] | None = None
@@ -56,13 +60,18 @@ class LogWriter:
             if fits:
                 self._lines.append(text)
                 self._held += len(text)
-                self._changed.notify_all()
+                if self._idle:
+                    self._idle = False
+                    self._changed.notify_all()
         if not fits:
             self._drop(1)
         return len(text)
 
     def flush(self) -> None:
-        """Nothing: what was taken is on its way. Loggers call this after every line."""
+        """Have what was taken written now. Does not wait for it."""
+        with self._changed:
+            self._hurry = True
+            self._changed.notify_all()
 
     def isatty(self) -> bool:
         """Whether somebody reads along."""
@@ -70,6 +79,7 @@ class LogWriter:
 
     def drain(self, timeout_s: float) -> bool:
         """Wait until everything is written; say whether it was in time. What could not be written counts as dropped, not as waiting."""
+        self.flush()
         with self._changed:
             return self._changed.wait_for(lambda: not self._lines and not self._writing, timeout_s)
 
@@ -99,8 +109,12 @@ class LogWriter:
         while True:
             with self._changed:
                 self._writing = False
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: self._lines)
+                if not self._lines:
+                    self._idle, self._hurry = True, False
+                    self._changed.notify_all()
+                    self._changed.wait_for(lambda: self._lines)
+                    self._idle = False
+                    self._changed.wait_for(lambda: self._hurry, _LINGER_S)
                 self._writing = True
                 lines = self._take()
             lost = self._write_out(lines)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.log import REQUEST_IDS
 from api.metrics import METHODS, UNMATCHED, Metrics
 from api.record import RECORD_KEY, RequestRecord, Stage
 from api.trace_context import continue_trace, read_trace_context
@@ -127,10 +128,11 @@ class ContextMiddleware:
         scope.setdefault("state", {})[RECORD_KEY] = record
         exchange = _Exchange(scope, receive, send, record, self._common_headers)
         self._metrics.began()
+        ids = REQUEST_IDS.set({"request_id": record.request_id, "trace_id": record.trace.trace_id})
         try:
-            with structlog.contextvars.bound_contextvars(request_id=record.request_id, trace_id=record.trace.trace_id):
-                await self._app(scope, exchange.receive, exchange.send)
+            await self._app(scope, exchange.receive, exchange.send)
         finally:
+            REQUEST_IDS.reset(ids)
             duration_s = time.perf_counter() - began_s
             route = scope["path"] if scope["path"] in self._known_paths else UNMATCHED
             limit = _limit_hit(record.code, scope["state"].get(rate_limits.STATE_KEY, ()))

@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from api.errors import MalformedBody
-from api.log import configure_logging
+from api.log import REQUEST_IDS, configure_logging
 from api.multipart import parse_files
 
 Format = Literal["json", "text"]
@@ -176,14 +176,30 @@ def test_warnings_are_logged() -> None:
     assert (line["logger"], line["level"]) == ("py.warnings", "warning")
 
 
-def test_what_is_bound_to_the_context_is_on_every_line() -> None:
+def test_what_names_the_request_is_on_every_line_while_it_is_served() -> None:
     stream = io.StringIO()
     configure_logging("info", "json", stream=stream)
-    with structlog.contextvars.bound_contextvars(request_id="abc"):
-        structlog.get_logger().info("ours")
-        logging.getLogger("library").info("theirs")
+    token = REQUEST_IDS.set({"request_id": "abc"})
+    structlog.get_logger().info("ours")
+    logging.getLogger("library").info("theirs")
+    REQUEST_IDS.reset(token)
+    structlog.get_logger().info("ours")
 
-    assert [line["request_id"] for line in _json_lines(stream)] == ["abc", "abc"]
+    assert [line.get("request_id") for line in _json_lines(stream)] == ["abc", "abc", None]
+
+
+def test_the_time_of_day_is_right_and_never_goes_back() -> None:
+    stream = io.StringIO()
+    configure_logging("info", "json", stream=stream)
+    before = datetime.now(UTC)
+    for _ in range(100):
+        structlog.get_logger().info("tick")
+
+    texts = [line["timestamp"] for line in _json_lines(stream)]
+    assert texts == sorted(texts)
+    assert {len(text) for text in texts} == {len("2026-11-23T12:00:00.000000Z")}
+    times = [datetime.fromisoformat(text) for text in texts]
+    assert before <= times[0] <= times[-1] <= datetime.now(UTC)
 
 
 def test_very_long_text_is_cut() -> None:
