@@ -26,7 +26,7 @@ from support.service import PACKAGED, Service
 from support.stub_engine import sitecustomize as stub
 from support.tcp_proxy import TcpProxy
 
-RESTARTS = int(os.environ.get("RESTARTS", "2"))
+RESTARTS = int(os.environ.get("RESTARTS", "1"))
 PICTURE = encode(gradient(300, 200), "PNG")
 SETTINGS = {
     **PACKAGED,
@@ -90,7 +90,7 @@ def test_renewing_the_api_workers_loses_nothing_and_leaves_the_engine_alone(tmp_
             service.wait_ready()
             engines = service.children(ENGINE)
             with loaded(service, service.url) as loads, probed(service, service.url):
-                for _ in range(RESTARTS // 2):  # each is the restart of two workers
+                for _ in range((RESTARTS + 1) // 2):  # each is the restart of two workers
                     former, after = {worker.pid for worker in service.children(API)}, len(service.log)
                     service.process.send_signal(signal.SIGHUP)
                     service.wait_for("workers_renewed", after=after)
