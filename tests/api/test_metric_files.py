@@ -44,12 +44,14 @@ def test_a_process_that_is_killed_at_any_moment_leaves_files_that_can_be_read_an
     for life in range(6):
         process = subprocess.Popen([sys.executable, "-c", _COUNT_FOR_EVER, str(folder), str(life)], stdout=subprocess.PIPE)
         assert process.stdout is not None
-        if life:  # the first is killed while it starts
-            assert process.stdout.readline() == b"counting\n"
-            for _ in range(life):
-                families = {family.name: family for family in text_string_to_metric_families(Metrics(folder).exposition().decode())}
-                assert "lensgate_requests" in families
-        process.send_signal(signal.SIGKILL)
+        try:
+            if life:  # the first is killed while it starts
+                assert process.stdout.readline() == b"counting\n"
+                for _ in range(life):
+                    families = {family.name: family for family in text_string_to_metric_families(Metrics(folder).exposition().decode())}
+                    assert "lensgate_requests" in families
+        finally:  # it would count for ever
+            process.send_signal(signal.SIGKILL)
         assert process.wait(60) == -signal.SIGKILL
         process.stdout.close()
         now = sum(
