@@ -30,6 +30,11 @@ class Received(NamedTuple):
     failed: bool
 
 
+class _QuietServer(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """An exporter that has given up waiting has hung up; that is no error here."""
+
+
 class OtlpReceiver:
     """Listens on a free port of loopback. While `answers` is not set, it takes requests and answers none."""
 
@@ -42,7 +47,7 @@ class OtlpReceiver:
         self.answers = threading.Event()
         self.answers.set()
         self._changed = threading.Condition()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = _QuietServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
