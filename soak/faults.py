@@ -26,6 +26,14 @@ _POLL_S: Final = 0.1
 _SECRET_OVERLAP_S: Final = 30
 
 
+def redis_is_lost(gate: Gate, since: int = 0) -> bool:
+    """Whether a worker that lives has lost Redis, and has not had it back even once since that line of the log."""
+    lines = [(at, line) for at, line in enumerate(list(gate.log)) if line["event"].startswith("rate_limit_storage_")]
+    words = {line["pid"]: line["event"] for _, line in lines}
+    back = {line["pid"] for at, line in lines if at >= since and line["event"] == "rate_limit_storage_back"}
+    return any(words.get(worker.pid) == "rate_limit_storage_lost" and not (since and worker.pid in back) for worker in gate.workers())
+
+
 class NotWell(Exception):
     """The service has not recovered from a fault."""
 
@@ -92,8 +100,9 @@ class Faults:
                 raise NotWell(f"{name}: not well again after {_WELL_AGAIN_S:.0f} s") from None
 
     async def _until_well(self, *, with_redis: bool) -> None:
-        # On a machine that is busy with other things, Redis is also lost for a while when nothing has struck it.
-        while len(self._gate.workers()) != 2 or (with_redis and self._redis_is_lost()):  # noqa: ASYNC110  processes and logs give no event
+        # To have Redis back once counts: a machine that is busy with other things loses it again when nothing has struck it.
+        since = len(self._gate.log)
+        while len(self._gate.workers()) != 2 or (with_redis and redis_is_lost(self._gate, since)):  # noqa: ASYNC110  processes and logs give no event
             await asyncio.sleep(_POLL_S)
         since_s = time.monotonic()
         async with httpx.AsyncClient(base_url=self._gate.url, timeout=10, headers={"Connection": "close"}) as http:
@@ -106,11 +115,6 @@ class Faults:
         """Whether each worker that lives has last said that it is ready, and since then."""
         said = [self._gate.probed.get(worker.pid, (0.0, False)) for worker in self._gate.workers()]
         return all(ready and at_s > since_s for at_s, ready in said)
-
-    def _redis_is_lost(self) -> bool:
-        """Whether a worker that lives has said, as its last word on Redis, that it has lost it."""
-        words = {line["pid"]: line["event"] for line in list(self._gate.log) if line["event"].startswith("rate_limit_storage_")}
-        return any(words.get(worker.pid) == "rate_limit_storage_lost" for worker in self._gate.workers())
 
     def _seconds(self, least: float, most: float) -> float:
         return self._random.uniform(least, most) * self._pace
