@@ -1,14 +1,16 @@
-"""Decoding off the event loop: a bounded number of threads, a bounded number of pictures waiting for them."""
+"""Decoding off the event loop: a bounded number of threads, and a bounded number of pictures that wait for them, by client in turn."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
+from api.fair_turns import FairTurns, NoTurn
 from inference.errors import Overloaded
 from inference.image import DecodedImage, decode
 from inference.types import Preprocessing
@@ -36,23 +38,28 @@ class DecodePool:
     def __init__(self, *, max_pixels: int, threads: int, max_waiting: int) -> None:
         self._max_pixels = max_pixels
         self._threads = threads
-        self._capacity = threads + max_waiting
         self._executor = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="decode")
+        self._turns = FairTurns(threads, max_waiting)
         self._lock = threading.Lock()
-        self._held = 0
         self._mean_s = 0.0
 
-    async def decode(self, data: bytes, preprocessing: Preprocessing) -> Decoded:
+    async def decode(self, data: bytes, preprocessing: Preprocessing, *, client: str) -> Decoded:
         """Decode one picture. Cancelled while it waits for a thread, it is never run.
 
         Raises:
-            Overloaded: too many pictures are waiting already.
+            Overloaded: too many pictures are waiting already, and most of them are this client's.
             UnsupportedImage, InvalidImage, ImageTooLarge, DecoderExhausted: as `inference.image.decode`.
         """
         began_s = time.perf_counter()
-        self._take()
+        try:
+            await self._turns.take(client)
+        except NoTurn:
+            wait_s = self._mean_s * (self._threads + self._turns.waiting) / self._threads
+            raise Overloaded("Too many pictures are waiting to be decoded.", retry_after_s=max(1, math.ceil(wait_s))) from None
+        loop = asyncio.get_running_loop()
         future = self._executor.submit(self._run, data, preprocessing)
-        future.add_done_callback(self._give_back)
+        # Not when the caller leaves: the thread is busy until it is done.
+        future.add_done_callback(lambda _: self._give_back(loop))
         image = await asyncio.wrap_future(future)
         return Decoded(image, (time.perf_counter() - began_s) * 1000)
 
@@ -69,13 +76,6 @@ class DecodePool:
             with self._lock:
                 self._mean_s += (took_s - self._mean_s) * (_SMOOTHING if self._mean_s else 1.0)
 
-    def _take(self) -> None:
-        with self._lock:
-            if self._held >= self._capacity:
-                wait_s = self._mean_s * self._held / self._threads
-                raise Overloaded("Too many pictures are waiting to be decoded.", retry_after_s=max(1, math.ceil(wait_s)))
-            self._held += 1
-
-    def _give_back(self, _: Future[DecodedImage]) -> None:
-        with self._lock:
-            self._held -= 1
+    def _give_back(self, loop: asyncio.AbstractEventLoop) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
+            loop.call_soon_threadsafe(self._turns.give_back)

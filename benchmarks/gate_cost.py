@@ -89,7 +89,7 @@ class StubDecoder(DecodePool):
         super().__init__(max_pixels=1, threads=1, max_waiting=0)
         self._decoded = Decoded(DecodedImage(np.zeros((224, 224, 3), np.uint8), "jpeg", 500, 334), 1.0)
 
-    async def decode(self, data: bytes, preprocessing: Preprocessing) -> Decoded:
+    async def decode(self, data: bytes, preprocessing: Preprocessing, *, client: str) -> Decoded:
         return self._decoded
 
 

@@ -140,12 +140,12 @@ async def predict_batch(request: Request) -> Response:
 
 async def _classify(services: Services, request: Request, model: ModelInfo, picture: bytes, top_k: int) -> Prediction:
     record = record_of(request.scope)
-    decoded = await services.decoder.decode(picture, model.preprocessing)
+    principal = request.scope["state"][STATE_KEY]
+    assert isinstance(principal, Principal)
+    decoded = await services.decoder.decode(picture, model.preprocessing, client=principal.client_id)
     image = decoded.image
     services.metrics.decode_duration.observe(decoded.decode_ms / 1000)
     record.note_picture(image_format=image.format, width_px=image.width, height_px=image.height, decode_ms=decoded.decode_ms)
-    principal = request.scope["state"][STATE_KEY]
-    assert isinstance(principal, Principal)
     timeout_s = services.settings.inference.deadline_s
     prediction = await services.engine.predict(image.pixels, top_k=top_k, timeout_s=timeout_s, client=principal.client_id)
     services.metrics.queue_duration.observe(prediction.queue_ms / 1000)

@@ -35,8 +35,9 @@ class AuthenticationMiddleware:
     """Lets a request through when its path is public, or when its bearer token (RFC 6750) is good and has the path's scope.
 
     The verified `Principal` stands in `scope["state"]["principal"]`; how long the check took, in milliseconds, in
-    `scope["state"]["auth_ms"]`, and when it began, by `time.perf_counter`, in `scope["state"]["auth_began_s"]`. Refusals are raised, for the boundary outside to answer: `MissingToken`, `InvalidToken`,
-    `InsufficientScope` and `RegistryUnavailable`. WebSockets are closed unheard, since nothing here speaks them.
+    `scope["state"]["auth_ms"]`, and when it began, by `time.perf_counter`, in `scope["state"]["auth_began_s"]`. Refusals are raised, for
+    the boundary outside to answer: `MissingToken`, `InvalidToken`, `InsufficientScope` and `RegistryUnavailable`. WebSockets are closed
+    unheard, since nothing here speaks them.
 
     Args:
         app: the next layer.

@@ -51,7 +51,7 @@ async def _begun(held: HeldDecoder) -> None:
 
 
 async def test_a_picture_is_decoded_and_timed(pool: DecodePool, picture: Picture) -> None:
-    image, decode_ms = await pool.decode(picture("red"), PREPROCESSING)
+    image, decode_ms = await pool.decode(picture("red"), PREPROCESSING, client="a")
 
     assert image.pixels.shape == (8, 8, 3)
     assert (image.width, image.height) == (48, 40)
@@ -63,14 +63,14 @@ async def test_what_the_decoder_refuses_reaches_the_caller(
     pool: DecodePool, picture: Picture, size: tuple[int, int], data: bytes | None, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
-        await pool.decode(data or picture(size=size), PREPROCESSING)
+        await pool.decode(data or picture(size=size), PREPROCESSING, client="a")
 
 
 async def test_one_picture_more_than_may_wait_is_refused_at_once(pool: DecodePool, picture: Picture, held: HeldDecoder) -> None:
-    tasks = [asyncio.create_task(pool.decode(picture(), PREPROCESSING)) for _ in range(2)]
+    tasks = [asyncio.create_task(pool.decode(picture(), PREPROCESSING, client="a")) for _ in range(2)]
     await _begun(held)
     with pytest.raises(Overloaded) as refused:
-        await pool.decode(picture(), PREPROCESSING)
+        await pool.decode(picture(), PREPROCESSING, client="a")
 
     assert refused.value.retry_after_s >= 1
     held.go.set()
@@ -80,21 +80,21 @@ async def test_one_picture_more_than_may_wait_is_refused_at_once(pool: DecodePoo
 async def test_a_place_is_free_again_when_a_picture_is_done_or_has_failed(pool: DecodePool, picture: Picture) -> None:
     for _ in range(5):
         with pytest.raises(UnsupportedImage):
-            await pool.decode(b"no picture", PREPROCESSING)
-        await pool.decode(picture(), PREPROCESSING)
+            await pool.decode(b"no picture", PREPROCESSING, client="a")
+        await pool.decode(picture(), PREPROCESSING, client="a")
 
 
 async def test_a_cancelled_picture_that_waits_is_never_decoded_and_frees_its_place(
     pool: DecodePool, picture: Picture, held: HeldDecoder
 ) -> None:
-    running = asyncio.create_task(pool.decode(picture("red"), PREPROCESSING))
+    running = asyncio.create_task(pool.decode(picture("red"), PREPROCESSING, client="a"))
     await _begun(held)
-    waiting = asyncio.create_task(pool.decode(picture("green"), PREPROCESSING))
+    waiting = asyncio.create_task(pool.decode(picture("green"), PREPROCESSING, client="a"))
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    last = asyncio.create_task(pool.decode(picture("blue"), PREPROCESSING))
+    last = asyncio.create_task(pool.decode(picture("blue"), PREPROCESSING, client="a"))
     held.go.set()
     await asyncio.gather(running, last)
 
@@ -104,15 +104,31 @@ async def test_a_cancelled_picture_that_waits_is_never_decoded_and_frees_its_pla
 async def test_a_cancelled_picture_that_is_being_decoded_keeps_its_place_until_the_thread_is_free(
     pool: DecodePool, picture: Picture, held: HeldDecoder
 ) -> None:
-    running = asyncio.create_task(pool.decode(picture(), PREPROCESSING))
+    running = asyncio.create_task(pool.decode(picture(), PREPROCESSING, client="a"))
     await _begun(held)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    waiting = asyncio.create_task(pool.decode(picture(), PREPROCESSING))
+    waiting = asyncio.create_task(pool.decode(picture(), PREPROCESSING, client="a"))
     await asyncio.sleep(0)
     with pytest.raises(Overloaded):
-        await pool.decode(picture(), PREPROCESSING)
+        await pool.decode(picture(), PREPROCESSING, client="a")
     held.go.set()
 
     assert (await waiting).image.pixels.shape == (8, 8, 3)
+
+
+async def test_clients_are_decoded_in_turn_and_a_flood_gives_way_where_too_many_wait(picture: Picture, held: HeldDecoder) -> None:
+    pool = DecodePool(max_pixels=100_000, threads=1, max_waiting=3)
+    flood = [
+        asyncio.create_task(pool.decode(picture(colour), PREPROCESSING, client="flood")) for colour in ("red", "green", "blue", "gray")
+    ]
+    await _begun(held)
+    single = asyncio.create_task(pool.decode(picture("white"), PREPROCESSING, client="single"))
+    with pytest.raises(Overloaded):
+        await flood[3]
+    held.go.set()
+    await asyncio.gather(single, *flood[:3])
+    pool.close()
+
+    assert held.seen == [picture(colour) for colour in ("red", "green", "white", "blue")]

@@ -68,7 +68,7 @@ async def test_the_state_that_stands_in_the_scope_is_kept(gate: Gate) -> None:
     state = {"from": "outside"}
     scope = await gate.ask(gate.bearer("predict"), state=state)
     assert scope["state"] is state
-    assert set(state) == {"from", STATE_KEY, "auth_ms"}
+    assert set(state) == {"from", STATE_KEY, "auth_began_s", "auth_ms"}
 
 
 @pytest.mark.parametrize("scheme", [b"bearer", b"BEARER", b"Bearer  "])
@@ -146,7 +146,7 @@ async def test_21_and_25_a_token_taken_back_is_refused_with_its_cause(gate: Gate
     with pytest.raises(InvalidToken) as refused:
         await gate.ask(b"Bearer " + issued.token.encode(), **scope)
     assert refused.value.cause == cause
-    assert set(scope["state"]) == {"auth_ms"}
+    assert set(scope["state"]) == {"auth_began_s", "auth_ms"}
 
 
 async def test_the_path_is_that_of_the_request_line_whatever_the_host_says(gate: Gate) -> None:
