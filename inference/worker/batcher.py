@@ -37,7 +37,7 @@ class BatchModel(Protocol):
         ...
 
     def infer(self, pixels: Sequence[Pixels], *, lane: int, alone: bool) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Class ids and probabilities, each `[N, K]`, most probable first; `alone` says that no other lane has work."""
+        """Class ids and probabilities, each `[N, K]`, most probable first; `alone`, only ever of lane 0: no other lane has work."""
         ...
 
     def self_test(self, lane: int) -> None:
@@ -50,6 +50,9 @@ Answers = list[tuple[Entry, Result | Failure]]
 
 class Batcher:
     """Draws batches from the queue and runs them, on one thread for each lane of the device.
+
+    Lane 0 comes first: the others take what comes while it is busy. So a picture that comes alone always meets the same thread, whose
+    helpers OpenMP keeps awake for the next one (see `CpuLane`).
 
     Args:
         deliver: called on those threads, once a batch, with the answer of each of its pictures; and by `admit`.
@@ -126,7 +129,8 @@ class Batcher:
         """
         next_test_s = time.monotonic() + self._self_test_every_s
         while not self._queue.closed:
-            batch, late = self._queue.take(self._model.max_batch, timeout_s=max(0.0, next_test_s - time.monotonic()))
+            timeout_s = max(0.0, next_test_s - time.monotonic())
+            batch, late = self._queue.take(self._model.max_batch, timeout_s=timeout_s, if_true=lambda: lane == 0 or self._running[0] > 0)
             if late:
                 self._deliver([(entry, Failure(entry.id, "deadline")) for entry in late])
             sound = not batch or self._run(batch, lane)
@@ -139,6 +143,8 @@ class Batcher:
     def _begin(self, lane: int, pictures: int) -> None:
         self._passes[lane] += 1
         self._running[lane] = pictures
+        if lane == 0:
+            self._queue.wake()
 
     def _self_test(self, lane: int) -> None:
         self._begin(lane, 1)
@@ -150,7 +156,7 @@ class Batcher:
     def _run(self, batch: list[Entry], lane: int) -> bool:
         """Run one batch; False when nothing at all came of it, so that the device must prove itself before it gets another one."""
         self._begin(lane, len(batch))
-        alone = sum(map(bool, self._running)) == 1 and not len(self._queue)
+        alone = lane == 0 and not any(self._running[1:]) and not len(self._queue)
         self._measure_queue()
         started_ns = time.monotonic_ns()
         try:

@@ -85,8 +85,11 @@ class DeviceModel:
         else:
             graph = AotLibrary(library, classes=len(self.info.labels), concurrency=lanes)
         crop_px = self.info.preprocessing.crop_px
+        threads = cores // lanes
+        # With the helpers of the other lanes, as OpenMP counts them, as many as there are cores.
+        threads_alone = cores - (lanes - 1) * (threads - 1)
         return [
-            CpuLane(graph, max_batch=self.max_batch, crop_px=crop_px, top_k=self._top_k, cores=cores, share=cores // lanes)
+            CpuLane(graph, max_batch=self.max_batch, crop_px=crop_px, top_k=self._top_k, threads_alone=threads_alone, threads=threads)
             for _ in range(lanes)
         ]
 
@@ -149,7 +152,7 @@ class DeviceModel:
         Args:
             pixels: each `[crop_px, crop_px, 3]` uint8 RGB.
             lane: which lane runs them, from 0; no other thread may use it meanwhile.
-            alone: no other lane has work.
+            alone: no other lane has work; only of lane 0.
 
         Returns:
             The class ids `[N, K]` and their softmax probabilities `[N, K]`, most probable first, K = min(100, classes). A picture whose

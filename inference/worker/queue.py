@@ -65,7 +65,7 @@ class FairQueue:
             line[entry.key] = entry
             self._clients.setdefault(entry.client, line)
             self._owners[entry.key] = entry.client
-            self._changed.notify()
+            self._changed.notify_all()
             return turned_out
 
     def ahead_of(self, client: str) -> int:
@@ -99,16 +99,30 @@ class FairQueue:
         """True once nothing comes any more."""
         return self._closed
 
-    def take(self, max_images: int, *, timeout_s: float | None = None) -> tuple[list[Entry], list[Entry]]:
+    def wake(self) -> None:
+        """Let those who wait in `take` look again whether they may."""
+        with self._changed:
+            if self._owners:
+                self._changed.notify_all()
+
+    def take(
+        self, max_images: int, *, timeout_s: float | None = None, if_true: Callable[[], bool] = lambda: True
+    ) -> tuple[list[Entry], list[Entry]]:
         """Wait for work, then take up to `max_images` pictures, one of each client in turn.
+
+        Args:
+            max_images: the most to run.
+            timeout_s: how long to wait.
+            if_true: nothing is taken while it is false; `wake` tells that it has changed.
 
         Returns:
             The pictures to run, and those whose deadline has passed. Both are empty when the queue was closed or `timeout_s` passed.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._owners or self._closed, timeout_s)
             batch: list[Entry] = []
             late: list[Entry] = []
+            if not self._changed.wait_for(lambda: self._closed or (self._owners and if_true()), timeout_s):
+                return batch, late
             now_ns = time.monotonic_ns()
             while self._clients and len(batch) < max_images:
                 client, line = self._clients.popitem(last=False)

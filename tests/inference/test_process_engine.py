@@ -6,15 +6,17 @@ import asyncio
 import itertools
 import random
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from inference.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, Overloaded
 from inference.ipc import FrameProtocol, Predict
 from inference.process_engine import ProcessEngine
+from inference.types import Pixels
 from inference.worker.batcher import Batcher
 from inference.worker.queue import Entry, FairQueue
 from inference.worker.watchdog import ForwardPass
@@ -278,6 +280,32 @@ async def test_a_worker_knows_of_an_engine_as_soon_as_it_is_there_or_known_not_t
     await engine.heard(timeout_s=30)
     assert engine.status().ready
     await engine.aclose()
+
+
+def test_the_first_lane_comes_first_and_only_it_is_ever_alone() -> None:
+    ran: list[tuple[int, int, bool]] = []
+    first_is_held, second_has_run = threading.Event(), threading.Event()
+
+    class TwoLanes(EchoModel):
+        def infer(self, pixels: Sequence[Pixels], *, lane: int, alone: bool) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+            ran.append((lane, len(pixels), alone))
+            (first_is_held if lane == 0 else second_has_run).set()
+            return super().infer(pixels, lane=lane, alone=alone)
+
+    queue, model = FairQueue(64), TwoLanes(max_batch=4, lanes=2)
+    batcher = Batcher(queue, model, deliver=lambda _: None, metrics=METRICS, seconds_per_batch=0.0)
+    threads = [threading.Thread(target=batcher.run, args=(lane,)) for lane in (1, 0)]
+    threads[0].start()
+    assert batcher.admit(Entry(0, 0, picture(0), 1, 2**62, "c", lambda _: None)) is None
+    threads[1].start()
+    assert first_is_held.wait(30)
+    assert batcher.admit(Entry(1, 1, picture(1), 1, 2**62, "c", lambda _: None)) is None
+    assert second_has_run.wait(30)
+    model.open.set()
+    queue.close()
+    for thread in threads:
+        thread.join(30)
+    assert ran == [(0, 1, True), (1, 1, False)]
 
 
 def test_the_predicted_wait_counts_whole_batches_before_this_one() -> None:

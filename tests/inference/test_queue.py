@@ -149,3 +149,22 @@ def test_a_closed_queue_hands_back_what_waited_and_takes_no_more() -> None:
     assert ids(queue.close()) == [1]
     late = entry(2)
     assert queue.put(late) is late
+
+
+def test_nothing_is_taken_while_the_taker_may_not_and_wake_lets_it_look_again() -> None:
+    queue = FairQueue(4)
+    assert queue.put(entry(1)) is None
+    assert queue.take(4, timeout_s=0.01, if_true=lambda: False) == ([], [])
+    allowed, looked, taken = threading.Event(), threading.Event(), list[int]()
+
+    def may() -> bool:
+        looked.set()
+        return allowed.is_set()
+
+    taker = threading.Thread(target=lambda: taken.extend(ids(queue.take(4, if_true=may)[0])))
+    taker.start()
+    assert looked.wait(30)
+    allowed.set()
+    queue.wake()
+    taker.join(30)
+    assert taken == [1]

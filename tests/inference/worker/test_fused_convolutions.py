@@ -221,7 +221,7 @@ def test_a_whole_residual_network_is_fused_but_for_what_is_refused() -> None:
         fused = fuse_convolutions(graph, [pictures], dataclasses.replace(ON_CPU, relu=eight_channels_or_more))
     assert fused is not None
     # The first one, and two in each of eight blocks.
-    assert [(line["fused"], line["refused"], line["reason"]) for line in lines] == [(16, 1, "_network.conv1: too few channels")]
+    assert [(line["layers_fused"], line["layers_left"], line["reason"]) for line in lines] == [(16, 1, "_network.conv1: too few channels")]
     torch.testing.assert_close(fused(pictures), graph(pictures), rtol=1e-3, atol=1e-4)
     assert {parameter.data_ptr() for parameter in fused.parameters()} == {parameter.data_ptr() for parameter in graph.parameters()}
 
