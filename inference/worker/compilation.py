@@ -22,11 +22,13 @@ from inference.errors import ModelLoadError
 from inference.settings import InferenceSettings
 from inference.worker.weights import LoadedWeights
 
-_FORM: Final = 1
-"""Counted up when what is compiled changes; a library of another form is never found."""
+_FORM: Final = 2
+"""Counted up when what is compiled changes; what has another form is never found."""
 _TIMEOUT_S: Final = 900.0
-_KEPT_LIBRARIES: Final = 4
-"""As large as its weights each, and of no use once the weights or PyTorch have changed."""
+_COMPILING: Final = "compiling-"
+"""How the folder of one that is being made begins."""
+_KEPT_MODELS: Final = 4
+"""Some times as large as its weights each, and of no use once the weights or PyTorch have changed."""
 
 _log: Final = structlog.get_logger()
 
@@ -38,7 +40,7 @@ class CompilationUnavailable(Exception):
 def compiled_model(
     loaded: LoadedWeights, settings: InferenceSettings, *, device: torch.device, precision: str, on_compiling: Callable[[], object]
 ) -> Path | None:
-    """Return the shared library of the compiled model, or None where the model is to run as it is. Blocks, for a minute or more at first.
+    """Return the folder of the compiled model, or None where the model is to run as it is. Blocks, for a minute or more at first.
 
     Args:
         loaded: names what is compiled.
@@ -64,29 +66,36 @@ def compiled_model(
 
 
 def _find_or_make(loaded: LoadedWeights, settings: InferenceSettings, precision: str, on_compiling: Callable[[], object]) -> Path:
-    folder = _cache_folder()
-    library = folder / f"{_key(loaded, precision)}.so"
-    if library.exists():
-        _refuse_what_others_can_write(library)
-        os.utime(library)
-        return library
+    cache = _cache_folder()
+    folder = cache / _key(loaded, precision, settings.max_batch)
+    if folder.exists():
+        for path in (folder, *folder.iterdir()):
+            _refuse_what_others_can_write(path)
+        os.utime(folder)
+        return folder
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise CompilationUnavailable(f"there is no C++ compiler here ({compiler})")
     on_compiling()
     began_s = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=folder, prefix="compiling-") as work:
-        made = Path(work) / "model.so"
+    with tempfile.TemporaryDirectory(dir=cache, prefix=_COMPILING) as work:
+        made = Path(work) / "model"
+        made.mkdir(mode=0o700)
         _compile(settings, precision, made, Path(work))
-        made.chmod(0o600)
-        made.replace(library)
+        for library in made.iterdir():
+            library.chmod(0o600)
+        try:
+            made.rename(folder)
+        except OSError:
+            if not folder.exists():  # else another service was quicker
+                raise
     _log.info("model_compiled", model=loaded.info.name, seconds=round(time.monotonic() - began_s, 1))
-    _forget_old(folder)
-    return library
+    _forget_old(cache)
+    return folder
 
 
-def _compile(settings: InferenceSettings, precision: str, library: Path, work: Path) -> None:
-    job = {"settings": settings.model_dump(mode="json"), "precision": precision, "library": str(library)}
+def _compile(settings: InferenceSettings, precision: str, folder: Path, work: Path) -> None:
+    job = {"settings": settings.model_dump(mode="json"), "precision": precision, "folder": str(folder)}
     with (work / "log").open("w+b") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "inference.worker.compile_process"],
@@ -136,12 +145,12 @@ def _refuse_what_others_can_write(path: Path) -> None:
         raise CompilationUnavailable(f"{path} belongs to somebody else or can be written by others")
 
 
-def _key(loaded: LoadedWeights, precision: str) -> str:
-    """Names all that the library depends on: a change of any gives another name."""
+def _key(loaded: LoadedWeights, precision: str, max_batch: int) -> str:
+    """Names all that the libraries depend on: a change of any gives another name."""
     info = loaded.info
     parts = (
         *(_FORM, torch.__version__, platform.machine(), _cpu_features()),
-        *(info.name, info.digest, len(info.labels), info.preprocessing.crop_px, loaded.mean, loaded.std, precision),
+        *(info.name, info.digest, len(info.labels), info.preprocessing.crop_px, loaded.mean, loaded.std, precision, max_batch),
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
@@ -155,7 +164,10 @@ def _cpu_features() -> str:
     return next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
 
 
-def _forget_old(folder: Path) -> None:
-    libraries = sorted(folder.glob("*.so"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for library in libraries[_KEPT_LIBRARIES:]:
-        library.unlink(missing_ok=True)
+def _forget_old(cache: Path) -> None:
+    others = [path for path in cache.iterdir() if not path.name.startswith(_COMPILING)]
+    for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[_KEPT_MODELS:]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)  # the one library of an older form

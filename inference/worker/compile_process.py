@@ -10,16 +10,17 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch._inductor import aot_compile
 
 from inference.errors import ModelLoadError
 from inference.settings import InferenceSettings
-from inference.worker.aot_library import AotLibrary
+from inference.worker.compiled_model import ANY_SIZE, CompiledModel, own_sizes
 from inference.worker.device import dtype_of
 from inference.worker.pixel_graph import PixelGraph
 from inference.worker.weights import load_weights
@@ -36,13 +37,13 @@ _TOLERANCE: Final = 0.1
 """Of the largest logit. Two ways to compute in bf16 differ by 2 % at most on noise; a wrongly compiled model comes nowhere near."""
 
 
-def compile_model(settings: InferenceSettings, precision: str, library: Path) -> None:
+def compile_model(settings: InferenceSettings, precision: str, folder: Path) -> None:
     """Compile the settings' model and check that it computes what the uncompiled one does.
 
     Args:
-        settings: the model; its weights are on this machine already.
+        settings: the model, whose weights are on this machine already, and its largest batch.
         precision: `fp32`, `bf16` or `fp16`.
-        library: where the shared library goes.
+        folder: where the libraries go; nothing else is put there.
 
     Raises:
         ModelLoadError: the compiled model gives other answers, or the weights cannot be loaded.
@@ -51,15 +52,27 @@ def compile_model(settings: InferenceSettings, precision: str, library: Path) ->
     loaded = load_weights(settings)
     classes, side = len(loaded.info.labels), loaded.info.preprocessing.crop_px
     graph = PixelGraph(loaded, dtype_of(precision)).eval()
-    pixels = torch.randint(0, 256, (4, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    sizes = own_sizes(settings.max_batch)
+    pixels = torch.randint(0, 256, (max(4, *sizes), side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    any_size = ({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},)
     with torch.no_grad():
-        exported = torch.export.export(graph, (pixels,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},))
-        # Not `aoti_compile_and_package`, whose archive would have to be unpacked again for the library in it.
-        aot_compile(exported.module(), (pixels,), options={**_OPTIONS, "aot_inductor.output_path": str(library)})
-        expected, compiled = graph(pixels), AotLibrary(library, classes=classes, concurrency=1)
-        for got, wanted in ((compiled(pixels), expected), (compiled(pixels[:1]), expected[:1])):
-            if not torch.allclose(got, wanted, rtol=0, atol=_TOLERANCE * float(expected.abs().max())):
+        _compile(graph, pixels[:4], any_size, folder / f"{ANY_SIZE}.so")
+        for size in sizes:
+            _compile(graph, pixels[:size], None, folder / f"{size}.so")
+        compiled = CompiledModel(folder, classes=classes, concurrency=1)
+        for size in {2, *sizes}:
+            expected = graph(pixels[:size])
+            if not torch.allclose(compiled(pixels[:size]), expected, rtol=0, atol=_TOLERANCE * float(expected.abs().max())):
                 raise ModelLoadError("The compiled model gives other answers than the model itself.")
+
+
+def _compile(graph: PixelGraph, pixels: torch.Tensor, dynamic_shapes: tuple[dict[int, Any]] | None, library: Path) -> None:
+    exported = torch.export.export(graph, (pixels,), dynamic_shapes=dynamic_shapes)
+    # Not `aoti_compile_and_package`, whose archive would have to be unpacked again for the library in it.
+    with tempfile.TemporaryDirectory() as sources:  # they are left beside the library
+        made = Path(sources) / library.name
+        aot_compile(exported.module(), (pixels,), options={**_OPTIONS, "aot_inductor.output_path": str(made)})
+        made.rename(library)
 
 
 def _end_with_the_engine() -> None:
@@ -73,7 +86,7 @@ def main() -> None:
     job = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_the_engine, daemon=True).start()
     try:
-        compile_model(InferenceSettings.model_validate(job["settings"]), job["precision"], Path(job["library"]))
+        compile_model(InferenceSettings.model_validate(job["settings"]), job["precision"], Path(job["folder"]))
     except Exception as error:  # noqa: BLE001  export and compilation raise all kinds; the engine logs the reason and goes on without
         sys.stderr.write(f"\n{type(error).__name__}: {next(iter(str(error).splitlines()), '')}\n")
         sys.stderr.flush()

@@ -17,7 +17,7 @@ from inference.cores import usable_cores
 from inference.errors import InferenceFailed, ModelLoadError
 from inference.settings import InferenceSettings
 from inference.types import ModelInfo, Pixels
-from inference.worker.aot_library import AotLibrary
+from inference.worker.compiled_model import CompiledModel
 from inference.worker.cpu_lane import CpuLane
 from inference.worker.cuda_lanes import make_cuda_lanes
 from inference.worker.cuda_stream import CudaStream
@@ -43,7 +43,7 @@ class DeviceModel:
     Args:
         loaded: the network, which is taken over.
         settings: `device`, `precision`, `max_batch` and `gpu_memory_fraction` are read.
-        library: the compiled form of the network, which is then run instead.
+        compiled: the folder with the compiled form of the network, which is then run instead.
 
     Raises:
         ModelLoadError: the device is not there or its memory is too small.
@@ -54,12 +54,12 @@ class DeviceModel:
     max_batch: int
     """The setting, or fewer where the GPU's memory does not suffice."""
 
-    def __init__(self, loaded: LoadedWeights, settings: InferenceSettings, library: Path | None = None) -> None:
+    def __init__(self, loaded: LoadedWeights, settings: InferenceSettings, compiled: Path | None = None) -> None:
         self._device = resolve_device(settings.device)
         precision = resolve_precision(settings.precision, self._device, loaded.info.name)
         self.max_batch = settings.max_batch
         self.info = msgspec.structs.replace(loaded.info, precision=precision, device=str(self._device))
-        self.compiled = library is not None
+        self.compiled = compiled is not None
         self._top_k = min(MAX_TOP_K, len(self.info.labels))
         crop_px = self.info.preprocessing.crop_px
         try:
@@ -67,7 +67,7 @@ class DeviceModel:
                 set_up_gpu(self._device, precision, settings.gpu_memory_fraction)
                 self._lanes, self.max_batch = self._cuda_lanes(loaded)
             else:
-                self._lanes = self._cpu_lanes(loaded, library)
+                self._lanes = self._cpu_lanes(loaded, compiled)
         except RuntimeError as error:
             if ran_out_of_memory(error):
                 raise ModelLoadError(f"{self.info.name} does not fit into the memory of {self._device}.") from error
@@ -76,14 +76,14 @@ class DeviceModel:
         self._probe: Pixels = generator.integers(0, 256, size=(crop_px, crop_px, 3), dtype=np.uint8)
         self._probe_probabilities: NDArray[np.float32] | None = None
 
-    def _cpu_lanes(self, loaded: LoadedWeights, library: Path | None) -> Sequence[Lane]:
+    def _cpu_lanes(self, loaded: LoadedWeights, compiled: Path | None) -> Sequence[Lane]:
         cores = usable_cores()
         lanes = min(_CPU_LANES, cores)
         graph: Callable[[torch.Tensor], torch.Tensor]
-        if library is None:
+        if compiled is None:
             graph = PixelGraph(loaded, dtype_of(self.info.precision))
         else:
-            graph = AotLibrary(library, classes=len(self.info.labels), concurrency=lanes)
+            graph = CompiledModel(compiled, classes=len(self.info.labels), concurrency=lanes)
         crop_px = self.info.preprocessing.crop_px
         threads = cores // lanes
         # With the helpers of the other lanes, as OpenMP counts them, as many as there are cores.

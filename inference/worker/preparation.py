@@ -42,8 +42,8 @@ def prepare_model(candidates: Sequence[InferenceSettings], *, publish: Publish, 
         publish(EngineStatus(phase="compiling", detail="Compiling the model for this machine, once: about a minute."))
 
     precision = resolve_precision(settings.precision, device, loaded.info.name)
-    library = compiled_model(loaded, settings, device=device, precision=precision, on_compiling=say_compiling)
-    model = DeviceModel(loaded, settings, library)
+    compiled = compiled_model(loaded, settings, device=device, precision=precision, on_compiling=say_compiling)
+    model = DeviceModel(loaded, settings, compiled)
     publish(EngineStatus(phase="warming", detail="Warming up the model."))
     model.warm_up()
     return model

@@ -32,7 +32,7 @@ class Service:
             {
                 "LENSGATE_HTTP__PORT": "0",
                 "LENSGATE_LOG__FORMAT": "json",
-                # A minute for each model and machine; tests/e2e/test_compiled_model.py compiles.
+                # A minute for each model and machine; tests/inference/worker/test_compilation.py compiles.
                 "LENSGATE_INFERENCE__COMPILE": "off",
                 # Tests that hold up a process do not want it killed; tests/e2e/test_watchdog.py does.
                 "LENSGATE_INFERENCE__STUCK_AFTER_S": "300",

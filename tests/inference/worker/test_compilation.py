@@ -21,6 +21,7 @@ from inference.settings import InferenceSettings
 from inference.types import Pixels, Preprocessing
 from inference.worker.aot_library import AotLibrary
 from inference.worker.compilation import compiled_model
+from inference.worker.compiled_model import CompiledModel
 from inference.worker.model import DeviceModel
 from inference.worker.preparation import prepare_model
 from inference.worker.weights import LoadedWeights, load_weights
@@ -74,10 +75,10 @@ def test_a_compiled_model_answers_as_the_model_does_and_is_compiled_once(
     compiled = prepare_model([settings], publish=lambda status: said.append(status.phase), connect_timeout_s=1)
     assert said == ["compiling", "warming"]
     assert compiled.compiled
-    library = find(loaded, settings)
-    assert library is not None
-    assert [path.name for path in library.parent.iterdir()] == [library.name], "the compiler's own files are left behind"
-    assert library.stat().st_mode & 0o777 == 0o600
+    folder = find(loaded, settings)
+    assert folder is not None
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name], "the compiler's own files are left behind"
+    assert {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} == {"any.so": 0o600, "1.so": 0o600, "4.so": 0o600}
 
     pixels = [crop(picture, loaded.info.preprocessing) for picture in photographs.values()]
     plain = DeviceModel(load_weights(settings), settings)
@@ -85,20 +86,24 @@ def test_a_compiled_model_answers_as_the_model_does_and_is_compiled_once(
     expected = plain.logits(pixels)
     np.testing.assert_allclose(compiled.logits(pixels), expected, atol=1e-4 * np.abs(expected).max())
     compiled.self_test()
-    for count in (1, 2, 3):  # every batch size runs the one library
-        ids, _ = compiled.infer(pixels[:count], lane=count % compiled.lanes, alone=False)
-        assert ids[:, 0].tolist() == expected[:count].argmax(1).tolist()
+    for count in (1, 2, 3, 4):  # the first and the last have libraries of their own
+        ids, _ = compiled.infer([*pixels, pixels[0]][:count], lane=count % compiled.lanes, alone=False)
+        assert ids[:, 0].tolist() == [*expected.argmax(1), expected[0].argmax()][:count]
 
     monkeypatch.setenv("CXX", "no-compiler-is-needed-any-more")
-    assert find(loaded, settings) == library
-    # Of another number format, it would be another library.
+    assert find(loaded, settings) == folder
+    # Of another number format, or for another largest batch, it would be another one.
     assert find(loaded, settings, mode="auto", precision="bf16") is None
+    assert find(loaded, settings.model_copy(update={"max_batch": 8}), mode="auto") is None
 
-    _lanes_run_beside_one_another_and_beside_python(library, classes=len(loaded.info.labels), pixels=pixels)
+    _lanes_run_beside_one_another_and_beside_python(folder, classes=len(loaded.info.labels), pixels=pixels)
+
+    (folder / "1.so").chmod(0o622)
+    says_why(loaded, settings, "can be written by others")
 
 
-def _lanes_run_beside_one_another_and_beside_python(library: Path, *, classes: int, pixels: list[Pixels]) -> None:
-    run = AotLibrary(library, classes=classes, concurrency=2)
+def _lanes_run_beside_one_another_and_beside_python(folder: Path, *, classes: int, pixels: list[Pixels]) -> None:
+    run = CompiledModel(folder, classes=classes, concurrency=2)
     batch = torch.from_numpy(np.stack(pixels * 10))
     expected = run(batch)
     answers: list[torch.Tensor] = []
