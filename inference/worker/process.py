@@ -78,6 +78,8 @@ async def serve(
     def load_and_run() -> None:
         batcher = _load(candidates, server, queue, connect_timeout_s, metrics, gpu_number)
         watchdogs.append(Watchdog(batcher.passes, stuck_after_s=candidates[0].stuck_after_s))
+        # At once: whoever holds it to be still starting is more patient.
+        loop.call_soon_threadsafe(on_alive, True)
         for lane in range(1, batcher.lanes):
             start(f"lane-{lane}", partial(batcher.run, lane))
         batcher.run(0)

@@ -76,9 +76,8 @@ def test_attack_103_an_unexpected_error_is_logged_once_without_local_variables(g
 
     assert (response.status_code, response.json()["code"]) == (500, "internal_error")
     assert "boom" not in response.text
-    gate.log.request(response)
-    errors = [line for line in gate.log.lines() if line["level"] == "error" and line["request_id"] == response.headers["x-request-id"]]
-    [error] = errors
+    request_id = gate.log.request(response)["request_id"]
+    [error] = [line for line in gate.log.lines() if line["level"] == "error" and line.get("request_id") == request_id]
     [raised] = error["exception"]
     assert (raised["exc_type"], raised["exc_value"]) == ("ZeroDivisionError", r"boom\r\n\x1b[31m")
     assert {"predict", "_classify"} <= {frame["name"] for frame in raised["frames"]}

@@ -6,6 +6,7 @@ Real processes and real signals; only the model is a stub, of which there are tw
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,19 +38,24 @@ PICTURE = encode(gradient(32, 32), "PNG")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with Service(tmp_path_factory.mktemp("watchdog"), SETTINGS) as service:
         service.wait_ready()
-        wait_for_engines(service, 0, 2)
         yield service
 
 
 @pytest.fixture(scope="module")
 def token(service: Service) -> str:
-    return service.token(service.create_client("watched"))
+    token = service.token(service.create_client("watched"))
+    wait_for_both_engines(service, token)
+    return token
 
 
-def wait_for_engines(service: Service, after: int, count: int) -> None:
-    """Wait until so many engines have become ready since line `after` of the log."""
-    for _ in range(count):
-        after = service.log.index(service.wait_for("engine_ready", after=after), after) + 1
+def wait_for_both_engines(service: Service, token: str) -> None:
+    """Wait until the API worker knows that both engines are ready: it hears so a little after they are."""
+    listed = 0
+    deadline_s = time.monotonic() + 60
+    while listed != 2:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+        listed = len(service.get("/models", token).json()["models"])
 
 
 def ask(service: Service, token: str, times: int) -> Counter[tuple[int, str]]:
@@ -77,7 +83,8 @@ def test_an_engine_that_is_halted_is_replaced_while_the_other_serves(service: Se
     assert service.get("/readyz").status_code == 200
     assert ask(service, token, 6) == {(200, ""): 6}
     assert service.wait_for("child_died", after=after)["exit_code"] == -9
-    wait_for_engines(service, after, 1)
+    service.wait_for("engine_ready", after=after)
+    wait_for_both_engines(service, token)
     assert len(service.children(ENGINE)) == 2
 
 
@@ -90,7 +97,8 @@ def test_an_engine_whose_forward_pass_hangs_is_replaced_while_the_other_serves(s
     assert failed["exception"][0]["exc_type"] == "LaneStuck"
     assert service.wait_for("child_died", after=after)["exit_code"] == 1
     assert not [line for line in service.log[after:] if line["event"] == "child_silent"]
-    wait_for_engines(service, after, 1)
+    service.wait_for("engine_ready", after=after)
+    wait_for_both_engines(service, token)
     assert ask(service, token, 6) == {(200, ""): 6}
 
 
@@ -102,7 +110,8 @@ def test_an_engine_whose_device_computes_nonsense_or_fails_is_replaced_at_once(s
     # Its regular test may be half a minute away.
     failed = service.wait_for("engine_failed", after=after, timeout_s=20)
     assert failed["exception"][0]["exc_type"] == "InferenceFailed"
-    wait_for_engines(service, after, 1)
+    service.wait_for("engine_ready", after=after)
+    wait_for_both_engines(service, token)
     assert ask(service, token, 6) == {(200, ""): 6}
 
 
