@@ -53,7 +53,7 @@ def configure_logging(
     origin = {} if process is None else {"process": process, "pid": os.getpid()}
 
     def add_origin(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-        return {**origin, **event, **(REQUEST_IDS.get() or {})}
+        return {**origin, **(REQUEST_IDS.get() or {}), **event}
 
     common: list[Processor] = [add_origin, structlog.processors.add_log_level, _Clock()]
     # Neither form ever holds local variables: they may be secrets.

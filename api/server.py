@@ -65,6 +65,8 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
+                # Else a connection whose reading was paused serves its later requests in the context of the one that resumed it.
+                reset_contextvars=True,
                 timeout_graceful_shutdown=drain_s,
                 ssl_certfile=http.tls_cert,
                 ssl_keyfile=http.tls_key,

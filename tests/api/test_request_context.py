@@ -99,6 +99,16 @@ def test_the_log_line_of_a_prediction_says_who_what_and_how_long(gate: Gate, pic
     assert (line["process"], line["pid"]) == ("api-0", os.getpid())
 
 
+def test_requests_of_one_connection_are_told_apart_in_the_log_even_after_its_reading_was_paused(gate: Gate) -> None:
+    long = gate.predict(content=b"x" * 200_000, headers={"Content-Type": "image/jpeg"})
+    next_ones = [gate.http.get("/livez") for _ in range(2)]
+
+    for response, route in ((long, "/predict"), *((one, "/livez") for one in next_ones)):
+        line = gate.log.request(response)
+        assert (line["route"], line["status"]) == (route, response.status_code)
+    assert len({response.headers["x-request-id"] for response in (long, *next_ones)}) == 3
+
+
 def test_the_log_line_of_a_refusal_has_the_problem_code(gate: Gate) -> None:
     response = gate.http.get("/models", headers={"Authorization": "Bearer nonsense"})
 
