@@ -51,12 +51,15 @@ class LogWriter:
         self._untold = 0
         self._told_at_s = -_NOTICE_EVERY_S
         self._torn = False
-        threading.Thread(target=self._run, name="log-writer", daemon=True).start()
+        self._failing = False
+        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+        self._thread.start()
 
     def write(self, text: str) -> int:
         """Take one line, or one event of several lines, with its line break at the end."""
         with self._changed:
-            fits = self._held + len(text) <= self._max_held
+            # What this thread itself says is how many lines are missing. There is always room for that.
+            fits = self._held + len(text) <= self._max_held or threading.current_thread() is self._thread
             if fits:
                 self._lines.append(text)
                 self._held += len(text)
@@ -107,24 +110,32 @@ class LogWriter:
 
     def _run(self) -> None:
         while True:
-            with self._changed:
-                self._writing = False
-                if not self._lines:
-                    self._idle, self._hurry = True, False
-                    self._changed.notify_all()
-                    self._changed.wait_for(lambda: self._lines)
-                    self._idle = False
-                    self._changed.wait_for(lambda: self._hurry, _LINGER_S)
-                self._writing = True
-                lines = self._take()
-            lost = self._write_out(lines)
+            lines = self._next_lines()
+            lost = self._write_out(lines) if lines else 0
+            self._failing = lost > 0
             if lost:
                 self._drop(lost)
             else:
                 self._tell_of_the_missing()
 
+    def _next_lines(self) -> list[bytes]:
+        """Wait for lines; none when it is time to say how many are missing."""
+        with self._changed:
+            self._writing = False
+            if not self._lines:
+                self._idle, self._hurry = True, False
+                self._changed.notify_all()
+                # Where lines cannot be written, neither can the number of those that are missing.
+                is_due = self._untold and self._tell is not None and not self._failing
+                self._changed.wait_for(lambda: self._lines, _NOTICE_EVERY_S if is_due else None)
+                self._idle = False
+                if self._lines:
+                    self._changed.wait_for(lambda: self._hurry, _LINGER_S)
+            self._writing = bool(self._lines)
+            return self._take()
+
     def _take(self) -> list[bytes]:
-        """The next lines: as many as go into one write, and at least one."""
+        """The next lines, if there are any: as many as go into one write, and at least one."""
         lines: list[bytes] = []
         size = 0
         while self._lines:

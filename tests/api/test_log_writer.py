@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import queue
+import select
 import subprocess
 import sys
 import threading
@@ -26,6 +28,9 @@ class Pipe:
     def __init__(self) -> None:
         self.read_end, self.write_end = os.pipe()
         self.holds_bytes = fcntl.fcntl(self.write_end, fcntl.F_SETPIPE_SZ, 4096)
+
+    def is_empty(self) -> bool:
+        return not select.select([self.read_end], [], [], 0)[0]
 
     def read_lines(self, count: int) -> list[str]:
         """So many lines, as soon as they are there."""
@@ -83,6 +88,38 @@ def test_when_the_reader_is_back_the_log_says_how_many_lines_are_missing_and_goe
     assert len(lines) - 1 + told[0] == 1000
     writer.write("after\n")
     assert pipe.read_lines(1) == ["after\n"]
+
+
+def test_there_is_always_room_for_how_many_lines_are_missing(pipe: Pipe) -> None:
+    writer = LogWriter(pipe.write_end, max_held_characters=10_000)
+    writer.on_drops(tell=lambda lines: writer.write(f"{lines} are missing\n"))
+    while pipe.is_empty():
+        writer.write("x" * 99 + "\n")
+    for _ in range(1000):
+        writer.write("x" * 99 + "\n")  # until there is no room for these either
+        writer.write("\n")
+    lines = [""]
+    while not lines[-1].endswith("missing\n"):
+        lines = pipe.read_lines(1)
+
+
+def test_what_is_dropped_just_after_the_log_has_said_so_is_said_by_and_by(pipe: Pipe) -> None:
+    writer = LogWriter(pipe.write_end, max_held_characters=10)
+    told: queue.Queue[int] = queue.Queue()
+
+    def tell(lines: int) -> None:
+        if told.empty():
+            other = threading.Thread(target=writer.write, args=("longer than ten\n",))
+            other.start()
+            other.join(WAIT_S)
+        told.put(lines)
+
+    writer.on_drops(tell=tell)
+    for _ in range(3):
+        writer.write("longer than ten\n")
+    writer.write("short\n")
+    assert told.get(timeout=WAIT_S) == 3
+    assert told.get(timeout=WAIT_S) == 1
 
 
 def test_what_was_dropped_before_anybody_counted_is_counted(pipe: Pipe) -> None:
