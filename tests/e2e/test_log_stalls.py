@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import subprocess
 import sys
@@ -40,9 +41,9 @@ def test_requests_are_answered_while_nobody_reads_the_log_and_it_goes_on_afterwa
 
     service.log_is_read.clear()
     host, port = service.url.removeprefix("http://").split(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=30)
-    for _ in range(_TOO_MUCH // line_characters):
-        assert _request(connection, _LONG_PATH) == 401
+    with contextlib.closing(http.client.HTTPConnection(host, int(port), timeout=30)) as connection:
+        for _ in range(_TOO_MUCH // line_characters):
+            assert _request(connection, _LONG_PATH) == 401
     assert service.get("/livez").status_code == 200
     dropped = scrape()("lensgate_log_drops_total")
     assert dropped > 0
@@ -53,7 +54,6 @@ def test_requests_are_answered_while_nobody_reads_the_log_and_it_goes_on_afterwa
     assert missing["process"] == "api-0"
     assert missing["lines"] >= dropped
     answered(service, service.get("/livez"))
-    connection.close()
 
 
 @pytest.fixture
