@@ -7,12 +7,9 @@ from typing import Final
 
 import msgspec
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
 
 from api.access import access_of, access_table
 from api.middleware.boundary import OAUTH_PREFIX, BoundaryMiddleware
@@ -34,6 +31,20 @@ from security.rate_limits import parse_limit
 _PROBE_PATHS: Final = frozenset({"/livez", "/readyz", "/healthz"})
 
 
+class _Application(FastAPI):
+    """With our layers alone around the routes.
+
+    FastAPI adds five: three that answer exceptions, which here is the boundary's work, one that limits bodies, which is that of the body
+    limit, and one that closes what its dependencies opened, of which there are none. Together they took a fifth of a request's HTTP.
+    """
+
+    def build_middleware_stack(self) -> ASGIApp:
+        app: ASGIApp = self.router
+        for layer, arguments, options in reversed(self.user_middleware):
+            app = layer(app, *arguments, **options)
+        return app
+
+
 def create_app(services: Services) -> FastAPI:
     """The application of one worker process.
 
@@ -43,7 +54,7 @@ def create_app(services: Services) -> FastAPI:
     routes = _routes(docs=services.settings.http.docs)
     access = access_table(routes)
     document = msgspec.json.encode(build_document(routes))
-    app = FastAPI(
+    app = _Application(
         title=TITLE,
         version=API_VERSION,
         docs_url=None,
@@ -53,7 +64,6 @@ def create_app(services: Services) -> FastAPI:
         # Ours (api/otlp_tracer.py) sees the layers outside too; FastAPI's would send query strings and the texts of exceptions.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         middleware=_layers(services, access),
-        exception_handlers={HTTPException: _leave_to_the_boundary, RequestValidationError: _leave_to_the_boundary},
     )
     # Not include_router: since 0.137 FastAPI keeps included routers lazy, and what walks the routes (the access table) would miss them.
     limits = PublicLimits(services.rates, parse_limit(services.settings.http.address_limit))
@@ -116,7 +126,3 @@ def _served(route: BaseRoute, limits: PublicLimits) -> BaseRoute:
         if access_of(served) == PUBLIC and served.path not in _PROBE_PATHS:
             served.app = limits.guard(served.app, oauth=served.path.startswith(OAUTH_PREFIX))
     return served
-
-
-async def _leave_to_the_boundary(_: Request, error: Exception) -> Response:
-    raise error

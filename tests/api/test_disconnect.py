@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from starlette.requests import ClientDisconnect
 
-from api.disconnect import until_disconnect
+from api.disconnect import WATCH_AFTER_S, until_disconnect
 
 
 class Channel:
@@ -14,11 +14,13 @@ class Channel:
 
     def __init__(self) -> None:
         self._left = asyncio.Event()
+        self.watched = asyncio.Event()
 
     def leave(self) -> None:
         self._left.set()
 
     async def receive(self) -> dict[str, Any]:
+        self.watched.set()
         await self._left.wait()
         return {"type": "http.disconnect"}
 
@@ -28,10 +30,20 @@ def _other_tasks() -> set[asyncio.Task[Any]]:
 
 
 async def test_work_that_ends_first_goes_through_and_leaves_no_task() -> None:
-    async with until_disconnect(Channel().receive):
-        await asyncio.sleep(0)
+    channel = Channel()
+    async with until_disconnect(channel.receive):
+        await channel.watched.wait()
 
     assert _other_tasks() == set()
+
+
+async def test_for_quick_work_nobody_watches() -> None:
+    channel = Channel()
+    async with until_disconnect(channel.receive):
+        await asyncio.sleep(0)
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(channel.watched.wait(), 2 * WATCH_AFTER_S)
 
 
 async def test_a_client_that_leaves_cancels_the_work() -> None:
@@ -64,12 +76,14 @@ async def test_a_timeout_of_the_work_is_not_taken_for_a_disconnect() -> None:
 
 
 async def test_a_cancellation_from_outside_stays_one() -> None:
+    channel = Channel()
+
     async def work() -> None:
-        async with until_disconnect(Channel().receive):
+        async with until_disconnect(channel.receive):
             await asyncio.Event().wait()
 
     task = asyncio.create_task(work())
-    await asyncio.sleep(0)
+    await channel.watched.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
