@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from api.fair_turns import FairTurns, NoTurn
 from inference.errors import Overloaded
+from inference.fair_lines import FairLines
 from inference.image import DecodedImage, decode
 from inference.types import Preprocessing
 
@@ -26,8 +25,18 @@ class Decoded(NamedTuple):
     decode_ms: float
 
 
+@dataclass(slots=True, eq=False)
+class _Job:
+    data: bytes
+    preprocessing: Preprocessing
+    done: asyncio.Future[DecodedImage]
+
+
 class DecodePool:
-    """Decodes pictures in threads; Pillow releases the GIL.
+    """Decodes pictures in threads; Pillow releases the GIL. Belongs to one event loop's thread.
+
+    The threads take the next picture by themselves: through the event loop, which is busy with HTTP, each would wait for it longer than
+    many a picture takes.
 
     Args:
         max_pixels: the most pixels that a picture's header may promise.
@@ -38,10 +47,14 @@ class DecodePool:
     def __init__(self, *, max_pixels: int, threads: int, max_waiting: int) -> None:
         self._max_pixels = max_pixels
         self._threads = threads
-        self._executor = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="decode")
-        self._turns = FairTurns(threads, max_waiting)
-        self._lock = threading.Lock()
+        self._max_held = threads + max_waiting
+        self._changed = threading.Condition()
+        self._waiting: FairLines[_Job] = FairLines()
+        self._running = 0
+        self._closed = False
         self._mean_s = 0.0
+        for number in range(threads):
+            threading.Thread(target=self._run, name=f"decode-{number}", daemon=True).start()
 
     async def decode(self, data: bytes, preprocessing: Preprocessing, *, client: str) -> Decoded:
         """Decode one picture. Cancelled while it waits for a thread, it is never run.
@@ -51,31 +64,69 @@ class DecodePool:
             UnsupportedImage, InvalidImage, ImageTooLarge, DecoderExhausted: as `inference.image.decode`.
         """
         began_s = time.perf_counter()
+        job = _Job(data, preprocessing, asyncio.get_running_loop().create_future())
+        self._put(client, job)
         try:
-            await self._turns.take(client)
-        except NoTurn:
-            wait_s = self._mean_s * (self._threads + self._turns.waiting) / self._threads
-            raise Overloaded("Too many pictures are waiting to be decoded.", retry_after_s=max(1, math.ceil(wait_s))) from None
-        loop = asyncio.get_running_loop()
-        future = self._executor.submit(self._run, data, preprocessing)
-        # Not when the caller leaves: the thread is busy until it is done.
-        future.add_done_callback(lambda _: self._give_back(loop))
-        image = await asyncio.wrap_future(future)
+            image = await job.done
+        except asyncio.CancelledError:
+            with self._changed:
+                self._waiting.discard(client, job)
+            raise
         return Decoded(image, (time.perf_counter() - began_s) * 1000)
 
     def close(self) -> None:
         """Drop what waits and let the threads end."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
-    def _run(self, data: bytes, preprocessing: Preprocessing) -> DecodedImage:
+    def _put(self, client: str, job: _Job) -> None:
+        with self._changed:
+            turned_out = self._waiting.put(client, job, full=self._running + len(self._waiting) >= self._max_held)
+            wait_s = self._mean_s * (self._running + len(self._waiting)) / self._threads
+            if turned_out is not job:
+                self._changed.notify()
+        if turned_out is not None and not turned_out.done.done():
+            error = Overloaded("Too many pictures are waiting to be decoded.", retry_after_s=max(1, math.ceil(wait_s)))
+            turned_out.done.set_exception(error)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._waiting)
+                if self._closed:
+                    return
+                job = self._waiting.take()
+                self._running += 1
+            self._decode(job)
+            del job  # the picture's bytes, until there is another
+
+    def _decode(self, job: _Job) -> None:
         began_s = time.perf_counter()
+        image: DecodedImage | None = None
+        failure: BaseException | None = None
         try:
-            return decode(data, preprocessing=preprocessing, max_pixels=self._max_pixels)
+            image = decode(job.data, preprocessing=job.preprocessing, max_pixels=self._max_pixels)
+        except BaseException as error:  # noqa: BLE001  handed to the caller
+            failure = error
+        took_s = time.perf_counter() - began_s
+        with self._changed:
+            self._running -= 1
+            self._mean_s += (took_s - self._mean_s) * (_SMOOTHING if self._mean_s else 1.0)
+        try:
+            job.done.get_loop().call_soon_threadsafe(_finish, job.done, image, failure)
+        except RuntimeError:  # the loop has closed: nobody waits any more
+            return
         finally:
-            took_s = time.perf_counter() - began_s
-            with self._lock:
-                self._mean_s += (took_s - self._mean_s) * (_SMOOTHING if self._mean_s else 1.0)
+            # Its traceback holds this frame, and the frame the picture: a cycle that only the collector would find.
+            del failure
 
-    def _give_back(self, loop: asyncio.AbstractEventLoop) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
-            loop.call_soon_threadsafe(self._turns.give_back)
+
+def _finish(done: asyncio.Future[DecodedImage], image: DecodedImage | None, failure: BaseException | None) -> None:
+    if done.done():
+        return  # its caller has left
+    if image is not None:
+        done.set_result(image)
+    else:
+        assert failure is not None
+        done.set_exception(failure)

@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from inference.errors import DeadlineExceeded, EngineUnavailable, InferenceError, InferenceFailed, Overloaded
+from inference.fair_lines import FairLines
 from inference.ipc import Cancel, Failure, FrameProtocol, Predict, Result, StatusChanged, decode_from_engine
 from inference.types import ClassScore, EngineStatus, ModelInfo, Phase, Pixels, Prediction
 
@@ -43,8 +44,7 @@ class _Link:
         self.last_id = 0
         """The prediction that it was handed last."""
         self.pending: dict[int, _Held] = {}
-        self._lines: dict[str, dict[int, None]] = {}
-        """Of each client, the predictions that it waits for, the newest last."""
+        self._lines: FairLines[int] = FairLines()
         self.retry_after_s = 1
         self.heard = asyncio.Event()
         """Set once it has said where it stands, or is known not to be there."""
@@ -84,41 +84,39 @@ class _Link:
         # Callers who leave free their places, but not what was written for them: a halted engine reads neither it nor that they left.
         if self._frames is not None and self._frames.unsent_bytes >= self._max_pending * pixels.nbytes:
             raise Overloaded(retry_after_s=self.retry_after_s)
-        if len(self.pending) >= self._max_pending and not self._make_room(message.client):
+        turned_out = self._lines.put(message.client, message.id, full=len(self.pending) >= self._max_pending)
+        if turned_out == message.id:
             raise Overloaded(retry_after_s=self.retry_after_s)
-        if self._frames is None or not self._frames.send(message, pixels):
-            raise EngineUnavailable
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self.pending[message.id] = _Held(message.client, future)
-        self._lines.setdefault(message.client, {})[message.id] = None
+        if turned_out is not None:
+            self._turn_out(turned_out)
+        if self._frames is None or not self._frames.send(message, pixels):
+            self._take(message.id)
+            raise EngineUnavailable
         self.last_id = message.id
         return future
 
-    def _make_room(self, client: str) -> bool:
-        """As the engine's own queue does: the client that waits for most gives up its newest for one that waits for less."""
-        longest = max(self._lines.values(), key=len)
-        if len(longest) <= len(self._lines.get(client, ())) + 1:
-            return False
-        newest = next(reversed(longest))
-        future = self.pending[newest].future
-        self.forget(newest)
+    def _turn_out(self, prediction_id: int) -> None:
+        future = self.pending.pop(prediction_id).future
+        self._cancel(prediction_id)
         if not future.done():
             future.set_exception(Overloaded(retry_after_s=self.retry_after_s))
-        return True
 
     def forget(self, prediction_id: int) -> None:
         """The caller is gone or served; an engine that still holds the picture is told not to run it."""
-        if self._take(prediction_id) is not None and self._frames is not None:
+        if self._take(prediction_id) is not None:
+            self._cancel(prediction_id)
+
+    def _cancel(self, prediction_id: int) -> None:
+        if self._frames is not None:
             self._frames.send(Cancel(prediction_id))
 
     def _take(self, prediction_id: int) -> asyncio.Future[Result] | None:
         held = self.pending.pop(prediction_id, None)
         if held is None:
             return None
-        line = self._lines[held.client]
-        del line[prediction_id]
-        if not line:
-            del self._lines[held.client]
+        self._lines.discard(held.client, prediction_id)
         return held.future
 
     def _on_frame(self, meta: bytes, payload: bytearray) -> None:
@@ -147,7 +145,7 @@ class _Link:
     def _on_lost(self) -> None:
         self._frames = None
         self._set_status(_GONE)
-        held, self.pending, self._lines = self.pending, {}, {}
+        held, self.pending, self._lines = self.pending, {}, FairLines()
         for one in held.values():
             if not one.future.done():
                 one.future.set_exception(EngineUnavailable("The engine stopped while it held this picture."))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
+from inference.fair_lines import FairLines
 from inference.ipc import Failure, Result
 from inference.types import Pixels
 
@@ -28,22 +28,18 @@ class Entry:
 
 
 class FairQueue:
-    """A bounded queue drawn from clients in turn: one client's flood costs another's single picture one place, not the whole flood.
-
-    When it is full, the client with the longest line gives up its newest picture for one of a client with a shorter line: a flood fills the
-    queue with its own pictures, and then with no more of them. Filled and pruned from the event loop, emptied by the compute threads.
-    """
+    """A bounded queue drawn from clients in turn (`FairLines`). Filled and pruned from the event loop, emptied by the compute threads."""
 
     def __init__(self, max_images: int) -> None:
         self._max_images = max_images
-        self._clients: OrderedDict[str, dict[Hashable, Entry]] = OrderedDict()
-        self._owners: dict[Hashable, str] = {}
+        self._lines: FairLines[Entry] = FairLines()
+        self._entries: dict[Hashable, Entry] = {}
         self._changed = threading.Condition()
         self._closed = False
 
     def __len__(self) -> int:
         """How many pictures wait."""
-        return len(self._owners)
+        return len(self._entries)
 
     def put(self, entry: Entry) -> Entry | None:
         """Add one picture to the end of its client's line.
@@ -54,43 +50,31 @@ class FairQueue:
         with self._changed:
             if self._closed:
                 return entry
-            line = self._clients.get(entry.client, {})
-            turned_out = None
-            if len(self._owners) >= self._max_images:
-                longest = max(self._clients.values(), key=len)
-                if len(longest) <= len(line) + 1:
-                    return entry
-                turned_out = longest[next(reversed(longest))]
-                self._remove(turned_out.key)
-            line[entry.key] = entry
-            self._clients.setdefault(entry.client, line)
-            self._owners[entry.key] = entry.client
+            turned_out = self._lines.put(entry.client, entry, full=len(self._entries) >= self._max_images)
+            if turned_out is entry:
+                return entry
+            if turned_out is not None:
+                del self._entries[turned_out.key]
+            self._entries[entry.key] = entry
             self._changed.notify_all()
             return turned_out
 
     def ahead_of(self, client: str) -> int:
         """How many pictures would be drawn before one that this client put in now; one too many for each client that has had its turn."""
         with self._changed:
-            own = len(self._clients.get(client, ()))
-            return own + sum(min(len(line), own + 1) for other, line in self._clients.items() if other != client)
+            return self._lines.ahead_of(client)
 
     def discard(self, key: Hashable) -> None:
         """Free the place of a picture whose caller has left; nothing happens when it is running or gone."""
         with self._changed:
-            if key in self._owners:
-                self._remove(key)
-
-    def _remove(self, key: Hashable) -> None:
-        client = self._owners.pop(key)
-        line = self._clients[client]
-        del line[key]
-        if not line:
-            del self._clients[client]
+            entry = self._entries.pop(key, None)
+            if entry is not None:
+                self._lines.discard(entry.client, entry)
 
     def discard_where(self, belongs: Callable[[Hashable], bool]) -> None:
         """Free the places of every picture whose key `belongs`."""
         with self._changed:
-            keys = [key for key in self._owners if belongs(key)]
+            keys = [key for key in self._entries if belongs(key)]
         for key in keys:
             self.discard(key)
 
@@ -102,7 +86,7 @@ class FairQueue:
     def wake(self) -> None:
         """Let those who wait in `take` look again whether they may."""
         with self._changed:
-            if self._owners:
+            if self._entries:
                 self._changed.notify_all()
 
     def take(
@@ -121,16 +105,12 @@ class FairQueue:
         with self._changed:
             batch: list[Entry] = []
             late: list[Entry] = []
-            if not self._changed.wait_for(lambda: self._closed or (self._owners and if_true()), timeout_s):
+            if not self._changed.wait_for(lambda: self._closed or (self._entries and if_true()), timeout_s):
                 return batch, late
             now_ns = time.monotonic_ns()
-            while self._clients and len(batch) < max_images:
-                client, line = self._clients.popitem(last=False)
-                key = next(iter(line))
-                entry = line.pop(key)
-                del self._owners[key]
-                if line:
-                    self._clients[client] = line  # to the back of the round
+            while self._lines and len(batch) < max_images:
+                entry = self._lines.take()
+                del self._entries[entry.key]
                 (late if entry.deadline_ns <= now_ns else batch).append(entry)
             return batch, late
 
@@ -138,8 +118,8 @@ class FairQueue:
         """Take no more, wake the compute thread, and hand back what still waited."""
         with self._changed:
             self._closed = True
-            left = [entry for line in self._clients.values() for entry in line.values()]
-            self._clients.clear()
-            self._owners.clear()
+            left = list(self._lines)
+            self._lines.clear()
+            self._entries.clear()
             self._changed.notify_all()
             return left

@@ -145,4 +145,4 @@ async def test_what_gives_way_in_a_worker_is_taken_back_from_the_engine(tmp_path
 
 
 def _waiting(stand: Stand) -> set[int]:
-    return {number_of(entry) for line in stand.queue._clients.values() for entry in line.values()}
+    return {number_of(entry) for entry in stand.queue._lines}
