@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import uvloop
 
+from api.allocator import return_large_blocks
 from api.app import create_app
 from api.child_config import read_config, when_supervisor_dies
 from api.children import EXIT_CONFIGURATION
@@ -142,6 +143,7 @@ def _call_soon(loop: asyncio.AbstractEventLoop, server: Server) -> None:
 def main() -> None:
     """Serve until SIGTERM or the supervisor's end; exit code 78 when the keys or the registry cannot be used at all."""
     allow_many_connections()
+    return_large_blocks()
     # Until uvicorn takes over, a signal must not end a half-made worker with a stack trace.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     config = read_config()
