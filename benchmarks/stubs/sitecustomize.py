@@ -42,6 +42,9 @@ def _stub_model() -> None:
             self._ids = np.tile(np.arange(_CLASS, _CLASS + _TOP_K), (max_batch, 1))
             self._scores = np.full((max_batch, _TOP_K), 0.01, np.float32)
 
+        def batch_size(self, waiting: int) -> int:
+            return min(waiting, self.max_batch)
+
         def infer(self, pixels: Sequence[Pixels], *, lane: int, alone: bool) -> tuple[Any, Any]:  # as DeviceModel's
             return self._ids[: len(pixels)], self._scores[: len(pixels)]
 

@@ -1,4 +1,4 @@
-"""Work-conserving batching: when a lane of the device is free it takes what waits, up to the batch size. There is no timer."""
+"""Work-conserving batching: when a lane of the device is free it takes of what waits a batch that runs well. There is no timer."""
 
 from __future__ import annotations
 
@@ -34,6 +34,10 @@ class BatchModel(Protocol):
     @property
     def lanes(self) -> int:
         """How many batches can run at once, each on a thread of its own."""
+        ...
+
+    def batch_size(self, waiting: int) -> int:
+        """How many of so many pictures, at least one, best go into one batch."""
         ...
 
     def infer(self, pixels: Sequence[Pixels], *, lane: int, alone: bool) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -130,7 +134,7 @@ class Batcher:
         next_test_s = time.monotonic() + self._self_test_every_s
         while not self._queue.closed:
             timeout_s = max(0.0, next_test_s - time.monotonic())
-            batch, late = self._queue.take(self._model.max_batch, timeout_s=timeout_s, if_true=lambda: lane == 0 or self._running[0] > 0)
+            batch, late = self._queue.take(self._model.batch_size, timeout_s=timeout_s, if_true=lambda: lane == 0 or self._running[0] > 0)
             if late:
                 self._deliver([(entry, Failure(entry.id, "deadline")) for entry in late])
             sound = not batch or self._run(batch, lane)

@@ -22,7 +22,7 @@ from inference.errors import ModelLoadError
 from inference.settings import InferenceSettings
 from inference.worker.weights import LoadedWeights
 
-_FORM: Final = 2
+_FORM: Final = 3
 """Counted up when what is compiled changes; what has another form is never found."""
 _TIMEOUT_S: Final = 900.0
 _COMPILING: Final = "compiling-"

@@ -13,20 +13,18 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch._inductor import aot_compile
 
 from inference.errors import ModelLoadError
 from inference.settings import InferenceSettings
-from inference.worker.compiled_model import ANY_SIZE, CompiledModel, own_sizes
+from inference.worker.compiled_model import CompiledModel, batch_sizes
 from inference.worker.device import dtype_of
 from inference.worker.pixel_graph import PixelGraph
 from inference.worker.weights import load_weights
 
-MAX_BATCH: Final = 256
-"""The largest batch that the compiled model takes: the setting's own bound, so that no batch size is compiled twice."""
 _OPTIONS: Final = {
     # Weights become constants, in the layout that the convolutions want.
     "freezing": True,
@@ -52,22 +50,20 @@ def compile_model(settings: InferenceSettings, precision: str, folder: Path) -> 
     loaded = load_weights(settings)
     classes, side = len(loaded.info.labels), loaded.info.preprocessing.crop_px
     graph = PixelGraph(loaded, dtype_of(precision)).eval()
-    sizes = own_sizes(settings.max_batch)
-    pixels = torch.randint(0, 256, (max(4, *sizes), side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    any_size = ({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},)
+    sizes = batch_sizes(settings.max_batch)
+    pixels = torch.randint(0, 256, (settings.max_batch, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        _compile(graph, pixels[:4], any_size, folder / f"{ANY_SIZE}.so")
         for size in sizes:
-            _compile(graph, pixels[:size], None, folder / f"{size}.so")
+            _compile(graph, pixels[:size], folder / f"{size}.so")
         compiled = CompiledModel(folder, classes=classes, concurrency=1)
-        for size in {2, *sizes}:
+        for size in sizes:
             expected = graph(pixels[:size])
             if not torch.allclose(compiled(pixels[:size]), expected, rtol=0, atol=_TOLERANCE * float(expected.abs().max())):
                 raise ModelLoadError("The compiled model gives other answers than the model itself.")
 
 
-def _compile(graph: PixelGraph, pixels: torch.Tensor, dynamic_shapes: tuple[dict[int, Any]] | None, library: Path) -> None:
-    exported = torch.export.export(graph, (pixels,), dynamic_shapes=dynamic_shapes)
+def _compile(graph: PixelGraph, pixels: torch.Tensor, library: Path) -> None:
+    exported = torch.export.export(graph, (pixels,))
     # Not `aoti_compile_and_package`, whose archive would have to be unpacked again for the library in it.
     with tempfile.TemporaryDirectory() as sources:  # they are left beside the library
         made = Path(sources) / library.name

@@ -1,28 +1,31 @@
-"""A model compiled ahead of time: a folder with a library for each batch size that is worth one of its own, and one for all others."""
+"""A model compiled ahead of time: a folder with a library for each of some batch sizes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 import torch
 
 from inference.worker.aot_library import AotLibrary
 
-ANY_SIZE: Final = "any"
-"""The name, before `.so`, of the library for every batch size; the others have their size's number."""
 
+def batch_sizes(max_batch: int) -> tuple[int, ...]:
+    """The batch sizes that a model is compiled for: the powers of two, and the largest.
 
-def own_sizes(max_batch: int) -> tuple[int, ...]:
-    """The batch sizes with a library of their own: those that a service meets when it is idle, and when it is busy.
-
-    Known at compile time, a size makes for faster convolutions (docs/performance.md).
+    A size that is known at compile time makes for so much faster convolutions that more small batches are quicker than one of a size that
+    is not (docs/performance.md).
     """
-    return tuple(sorted({1, max_batch}))
+    return tuple(sorted({1 << exponent for exponent in range(max_batch.bit_length())} | {max_batch}))
+
+
+def largest_size(sizes: tuple[int, ...], pictures: int) -> int:
+    """The largest of the sizes, which are in order, that so many pictures fill."""
+    return max(size for size in sizes if size <= pictures)
 
 
 class CompiledModel:
-    """Runs each batch with the library that is made for its size. Called as `AotLibrary` is.
+    """Runs batches of any size, in pieces where there is no library for it. Called as `AotLibrary` is.
 
     Args:
         folder: as `compile_process` leaves it.
@@ -30,16 +33,22 @@ class CompiledModel:
         concurrency: how many calls run at once.
 
     Raises:
-        ModelLoadError: there is no such library in it, or not one for this PyTorch.
+        ModelLoadError: there is no library in it, or one that is not for this PyTorch.
     """
 
     def __init__(self, folder: Path, *, classes: int, concurrency: int) -> None:
-        def opened(name: str) -> AotLibrary:
-            return AotLibrary(folder / f"{name}.so", classes=classes, concurrency=concurrency)
-
-        self._any = opened(ANY_SIZE)
-        self._by_size = {int(path.stem): opened(path.stem) for path in folder.glob("[0-9]*.so")}
+        self._libraries = {int(path.stem): AotLibrary(path, classes=classes, concurrency=concurrency) for path in folder.glob("*.so")}
+        self.sizes = tuple(sorted(self._libraries))
+        """The batch sizes that run in one piece."""
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """`[N, crop_px, crop_px, 3]` uint8 to `[N, classes]` float32 logits."""
-        return self._by_size.get(pixels.shape[0], self._any)(pixels)
+        library = self._libraries.get(pixels.shape[0])
+        return library(pixels) if library is not None else torch.cat(list(self._in_pieces(pixels)))
+
+    def _in_pieces(self, pixels: torch.Tensor) -> Iterator[torch.Tensor]:
+        begin, end = 0, pixels.shape[0]
+        while begin < end:
+            size = largest_size(self.sizes, end - begin)
+            yield self._libraries[size](pixels[begin : begin + size])
+            begin += size

@@ -17,7 +17,7 @@ from inference.cores import usable_cores
 from inference.errors import InferenceFailed, ModelLoadError
 from inference.settings import InferenceSettings
 from inference.types import ModelInfo, Pixels
-from inference.worker.compiled_model import CompiledModel
+from inference.worker.compiled_model import CompiledModel, largest_size
 from inference.worker.cpu_lane import CpuLane
 from inference.worker.cuda_lanes import make_cuda_lanes
 from inference.worker.cuda_stream import CudaStream
@@ -60,6 +60,8 @@ class DeviceModel:
         self.max_batch = settings.max_batch
         self.info = msgspec.structs.replace(loaded.info, precision=precision, device=str(self._device))
         self.compiled = compiled is not None
+        self._sizes: tuple[int, ...] = ()
+        """The batch sizes that run well, in order; empty where all do."""
         self._top_k = min(MAX_TOP_K, len(self.info.labels))
         crop_px = self.info.preprocessing.crop_px
         try:
@@ -83,7 +85,8 @@ class DeviceModel:
         if compiled is None:
             graph = PixelGraph(loaded, dtype_of(self.info.precision))
         else:
-            graph = CompiledModel(compiled, classes=len(self.info.labels), concurrency=lanes)
+            graph = model = CompiledModel(compiled, classes=len(self.info.labels), concurrency=lanes)
+            self._sizes = model.sizes
         crop_px = self.info.preprocessing.crop_px
         threads = cores // lanes
         # With the helpers of the other lanes, as OpenMP counts them, as many as there are cores.
@@ -112,6 +115,10 @@ class DeviceModel:
     def lanes(self) -> int:
         """How many batches can run at once."""
         return len(self._lanes)
+
+    def batch_size(self, waiting: int) -> int:
+        """How many of so many pictures, at least one, best go into one batch: up to `max_batch`, but no more than run in one piece."""
+        return largest_size(self._sizes, waiting) if self._sizes else min(waiting, self.max_batch)
 
     def warm_up(self) -> None:
         """Run real forward passes, the largest batch first, so that no caller meets a first-time cost or a shortage of memory.

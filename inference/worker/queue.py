@@ -90,12 +90,12 @@ class FairQueue:
                 self._changed.notify_all()
 
     def take(
-        self, max_images: int, *, timeout_s: float | None = None, if_true: Callable[[], bool] = lambda: True
+        self, batch_size: Callable[[int], int], *, timeout_s: float | None = None, if_true: Callable[[], bool] = lambda: True
     ) -> tuple[list[Entry], list[Entry]]:
-        """Wait for work, then take up to `max_images` pictures, one of each client in turn.
+        """Wait for work, then take some pictures, one of each client in turn.
 
         Args:
-            max_images: the most to run.
+            batch_size: says of how many wait, at least one, the most to run.
             timeout_s: how long to wait.
             if_true: nothing is taken while it is false; `wake` tells that it has changed.
 
@@ -108,7 +108,8 @@ class FairQueue:
             if not self._changed.wait_for(lambda: self._closed or (self._entries and if_true()), timeout_s):
                 return batch, late
             now_ns = time.monotonic_ns()
-            while self._lines and len(batch) < max_images:
+            wanted = batch_size(len(self._lines))
+            while self._lines and len(batch) < wanted:
                 entry = self._lines.take()
                 del self._entries[entry.key]
                 (late if entry.deadline_ns <= now_ns else batch).append(entry)

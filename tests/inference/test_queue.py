@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -17,16 +18,35 @@ def entry(number: int, client: str = "a", *, deadline_ns: int | None = None) -> 
     return Entry(number, number, np.zeros((1, 1, 3), np.uint8), 1, deadline_ns, client, lambda _: None)
 
 
+def up_to(pictures: int) -> Callable[[int], int]:
+    return lambda waiting: min(waiting, pictures)
+
+
 def ids(entries: list[Entry]) -> list[int]:
     return [entry.id for entry in entries]
+
+
+def test_how_many_wait_may_decide_how_many_are_taken() -> None:
+    queue = FairQueue(10)
+    for number in range(7):
+        queue.put(entry(number))
+    asked: list[int] = []
+
+    def batch_size(waiting: int) -> int:
+        asked.append(waiting)
+        return 4 if waiting >= 4 else 2
+
+    assert ids(queue.take(batch_size)[0]) == [0, 1, 2, 3]
+    assert ids(queue.take(batch_size)[0]) == [4, 5]
+    assert asked == [7, 3]
 
 
 def test_a_batch_takes_no_more_than_it_may() -> None:
     queue = FairQueue(10)
     for number in range(5):
         assert queue.put(entry(number)) is None
-    assert ids(queue.take(3)[0]) == [0, 1, 2]
-    assert ids(queue.take(3)[0]) == [3, 4]
+    assert ids(queue.take(up_to(3))[0]) == [0, 1, 2]
+    assert ids(queue.take(up_to(3))[0]) == [3, 4]
 
 
 def test_a_full_queue_refuses_one_more_and_has_room_again_after_a_batch() -> None:
@@ -35,7 +55,7 @@ def test_a_full_queue_refuses_one_more_and_has_room_again_after_a_batch() -> Non
     assert queue.put(entry(2)) is None
     third = entry(3)
     assert queue.put(third) is third
-    queue.take(1)
+    queue.take(up_to(1))
     assert queue.put(third) is None
 
 
@@ -50,7 +70,7 @@ def test_a_full_queue_turns_out_the_newest_of_the_longest_line_for_a_client_with
     # Two, two and one: nobody's line is longer by two, so nobody has to give way.
     late = entry(101, "single")
     assert queue.put(late) is late
-    assert ids(queue.take(8)[0]) == [0, 10, 100, 1, 11]
+    assert ids(queue.take(up_to(8))[0]) == [0, 10, 100, 1, 11]
 
 
 def test_a_flood_turns_out_nobody_but_itself() -> None:
@@ -77,7 +97,7 @@ def test_clients_are_served_in_turn_so_a_flood_costs_another_one_place() -> None
         queue.put(entry(number, "flood"))
     queue.put(entry(100, "single"))
     queue.put(entry(200, "other"))
-    assert ids(queue.take(4)[0]) == [0, 100, 200, 1]
+    assert ids(queue.take(up_to(4))[0]) == [0, 100, 200, 1]
 
 
 def test_turns_go_on_where_the_last_batch_ended() -> None:
@@ -86,15 +106,15 @@ def test_turns_go_on_where_the_last_batch_ended() -> None:
         queue.put(entry(number, "a"))
         queue.put(entry(10 + number, "b"))
         queue.put(entry(20 + number, "c"))
-    assert ids(queue.take(2)[0]) == [0, 10]
-    assert ids(queue.take(2)[0]) == [20, 1]
+    assert ids(queue.take(up_to(2))[0]) == [0, 10]
+    assert ids(queue.take(up_to(2))[0]) == [20, 1]
 
 
 def test_a_picture_whose_deadline_has_passed_is_handed_back_and_not_run() -> None:
     queue = FairQueue(10)
     queue.put(entry(1, deadline_ns=time.monotonic_ns() - 1))
     queue.put(entry(2))
-    batch, late = queue.take(8)
+    batch, late = queue.take(up_to(8))
     assert (ids(batch), ids(late)) == ([2], [1])
 
 
@@ -105,7 +125,7 @@ def test_the_place_of_a_caller_who_left_is_freed_at_once() -> None:
     queue.discard(1)
     assert len(queue) == 1
     assert queue.put(entry(3)) is None
-    assert ids(queue.take(8)[0]) == [2, 3]
+    assert ids(queue.take(up_to(8))[0]) == [2, 3]
 
 
 def test_discarding_what_is_not_there_changes_nothing() -> None:
@@ -120,7 +140,7 @@ def test_everything_of_a_lost_connection_is_dropped_and_nothing_else() -> None:
     for number in range(6):
         queue.put(entry(number, "a" if number % 2 else "b"))
     queue.discard_where(lambda key: isinstance(key, int) and key < 4)
-    assert sorted(ids(queue.take(8)[0])) == [4, 5]
+    assert sorted(ids(queue.take(up_to(8))[0])) == [4, 5]
 
 
 def test_taking_waits_for_work_and_closing_ends_the_wait() -> None:
@@ -129,9 +149,9 @@ def test_taking_waits_for_work_and_closing_ends_the_wait() -> None:
     first = threading.Event()
 
     def work() -> None:
-        taken.append(queue.take(8))
+        taken.append(queue.take(up_to(8)))
         first.set()
-        taken.append(queue.take(8))
+        taken.append(queue.take(up_to(8)))
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -154,14 +174,14 @@ def test_a_closed_queue_hands_back_what_waited_and_takes_no_more() -> None:
 def test_nothing_is_taken_while_the_taker_may_not_and_wake_lets_it_look_again() -> None:
     queue = FairQueue(4)
     assert queue.put(entry(1)) is None
-    assert queue.take(4, timeout_s=0.01, if_true=lambda: False) == ([], [])
+    assert queue.take(up_to(4), timeout_s=0.01, if_true=lambda: False) == ([], [])
     allowed, looked, taken = threading.Event(), threading.Event(), list[int]()
 
     def may() -> bool:
         looked.set()
         return allowed.is_set()
 
-    taker = threading.Thread(target=lambda: taken.extend(ids(queue.take(4, if_true=may)[0])))
+    taker = threading.Thread(target=lambda: taken.extend(ids(queue.take(up_to(4), if_true=may)[0])))
     taker.start()
     assert looked.wait(30)
     allowed.set()

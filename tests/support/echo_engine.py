@@ -59,6 +59,9 @@ class EchoModel:
         if self.broken:
             raise InferenceFailed("other numbers")
 
+    def batch_size(self, waiting: int) -> int:
+        return min(waiting, self.max_batch)
+
     def infer(self, pixels: Sequence[Pixels], *, lane: int, alone: bool) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         self.entered.release()
         assert self.open.wait(30)
