@@ -3,7 +3,8 @@
     python -m benchmarks [--only real] [--rounds 3] [--seconds 2] [--short] [--check]
 
 Parts: `gate` (what its layers cost), `real` (the whole service, with the raw forward pass), `model` (the model stubbed), `model,decode`
-(model and decoder stubbed), `memory`. Everything it makes lies in the folder `.bench`; the numbers in `.bench/results.json`.
+(model and decoder stubbed), `memory`. Everything it makes lies in the folder `.bench`; the numbers in `.bench/results.json`, and as
+Markdown in `.bench/results.md`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from benchmarks.chart import draw
 from benchmarks.contenders import QUICK_START
 from benchmarks.grid import Options
 from benchmarks.machine import describe_machine, machine
+from benchmarks.markdown import as_markdown
 from benchmarks.memory import ENGINE_REQUESTS, WORKER_REQUESTS, engine_memory, memory_targets, worker_memory
 from benchmarks.parts import CONTENDERS, Choice, Found, run_real, run_stubbed
 from benchmarks.pictures import SIZES
@@ -78,10 +80,11 @@ def main() -> int:
     results |= {"wall_s": time.monotonic() - began_s} | measured | {"targets": [target.as_json() for target in targets]}
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (folder / "results.svg").write_text(draw(results))
+    (folder / "results.md").write_text(as_markdown(results, describe_machine()))
     show_targets(console, targets)
     show_disturbance(console, results["servers"])
     console.print(
-        f"{describe_machine()}\n{options.rounds} rounds; {results['wall_s']:.0f} s; {os.path.relpath(folder)}/results.json and .svg"
+        f"{describe_machine()}\n{options.rounds} rounds; {results['wall_s']:.0f} s; {os.path.relpath(folder)}/results.json, .md and .svg"
     )
     wrong = any(row["errors"] for row in results["servers"])
     return int(wrong or (arguments.check and not all(target.met for target in targets)))

@@ -53,6 +53,13 @@ def test_every_server_answered_every_request_rightly(results: dict[str, Any]) ->
 
 
 @pytest.mark.timeout(_TIMEOUT_S)
+def test_the_tables_for_the_documentation_hold_every_server_and_reference(results: dict[str, Any], folder: Path) -> None:
+    lines = (folder / "results.md").read_text().splitlines()
+    rows = len(results["servers"]) + len(results["references"]) + len(results["targets"]) + len(results["raw_forward"])
+    tables = sum(line.startswith("| ---") for line in lines)
+    assert sum(line.startswith("|") for line in lines) == rows + 2 * tables
+
+
 def test_it_says_where_it_was_measured_and_what_the_machine_can_do(results: dict[str, Any]) -> None:
     assert {"processor", "cores", "memory_gib", "gpus", "python", "versions", "commit"} == set(results["machine"])
     assert {"torch", "torchvision", "fastapi", "uvicorn"} <= set(results["machine"]["versions"])
