@@ -12,7 +12,7 @@ help:
 	@echo 'make demo    set up, then classify a real photograph      (ARGS=--once: exit after it)'
 	@echo 'make test    set up with the test tools, then run the tests  (ARGS=...: passed to pytest)'
 	@echo 'make check   format, lint, types, import rules, dead code, security lint, audit'
-	@echo 'make bench   every speed that is claimed, in 25 minutes   (ARGS="--only real", ARGS=--help: parts of it)'
+	@echo 'make bench   every speed that is claimed, in 45 minutes   (ARGS="--only real", ARGS=--help: parts of it)'
 	@echo 'make fuzz    look for inputs that break the parsers       (SECONDS=60: for each of them)'
 	@echo 'make soak    honest and hostile traffic with faults in between  (MINUTES=15, ARGS="--seed 7": the same again)'
 	@echo 'make lock    rewrite the locks from pyproject.toml        (ARGS=--upgrade: to the newest versions)'

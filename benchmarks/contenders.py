@@ -27,6 +27,8 @@ QUICK_START = {"LENSGATE_INFERENCE__COMPILE": "off", "LENSGATE_INFERENCE__MAX_BA
 _STUBS = Path(__file__).parent / "stubs"
 _NO_LIMIT = "900000000/minute"
 """Counted like any other, and never reached."""
+_NO_BODIES_LIMIT = 4 * 1024**3
+"""As above: 64 connections of one client send more than half of the default."""
 
 
 @dataclass
@@ -73,6 +75,7 @@ def start_lensgate(folder: Path, stub: Stub, model: Model | None, *, extra: Mapp
     settings = {
         "LENSGATE_HTTP__PORT": str(port),
         "LENSGATE_HTTP__ADDRESS_LIMIT": _NO_LIMIT,
+        "LENSGATE_HTTP__MAX_BODIES_BYTES": str(_NO_BODIES_LIMIT),
         "LENSGATE_SECURITY__TIERS": json.dumps(tiers),
         "LENSGATE_SECURITY__TOKEN_TTL_S": "86400",
         "LENSGATE_LOG__FORMAT": "json",

@@ -65,7 +65,8 @@ def _cell(row: Results) -> list[str]:
 
 def _server(row: Results) -> list[str]:
     figures = [f"{row['images_per_s']:,.1f}", *(f"{row[name]:.2f}" for name in ("p50_ms", "p99_ms", "cpu_ms_per_image"))]
-    return [*_cell(row), row["contender"], *figures, f"{row['pss_mib']:.0f}"]
+    server = f"{row['contender']} ({row['errors']} refused)" if row["errors"] else row["contender"]
+    return [*_cell(row), server, *figures, f"{row['pss_mib']:.0f}"]
 
 
 def _reference(row: Results) -> list[str]:
