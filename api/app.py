@@ -35,7 +35,7 @@ class _Application(FastAPI):
     """With our layers alone around the routes.
 
     FastAPI adds five: three that answer exceptions, which here is the boundary's work, one that limits bodies, which is that of the body
-    limit, and one that closes what its dependencies opened, of which there are none. Together they took a fifth of a request's HTTP.
+    limit, and one that closes what its dependencies opened, of which there are none.
     """
 
     def build_middleware_stack(self) -> ASGIApp:

@@ -75,10 +75,14 @@ class DecodePool:
         return Decoded(image, (time.perf_counter() - began_s) * 1000)
 
     def close(self) -> None:
-        """Drop what waits and let the threads end."""
+        """Drop what waits, whose callers are cancelled, and let the threads end."""
         with self._changed:
             self._closed = True
+            dropped = list(self._waiting)
+            self._waiting.clear()
             self._changed.notify_all()
+        for job in dropped:
+            job.done.cancel()
 
     def _put(self, client: str, job: _Job) -> None:
         with self._changed:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from benchmarks.report import STUBBED
+
 _CONNECTIONS = 16
-_TITLES = {"": "whole service", "model": "model stubbed", "model,decode": "model and decoder stubbed"}
 _COLOURS = {"lensgate": "#2563eb", "litserve": "#f59e0b", "litserve compiled": "#b45309", "fastapi": "#6b7280", "raw forward": "#10b981"}
 _WIDTH, _LABEL, _BAR, _VALUE = 860, 150, 18, 80
 _GAP, _HEAD = 6, 34
@@ -16,7 +17,7 @@ _GAP, _HEAD = 6, 34
 def draw(results: Mapping[str, Any]) -> str:
     """One group of bars for each picture and stub; each group has its own scale."""
     groups: list[tuple[str, list[tuple[str, float]]]] = []
-    for stubbed, title in _TITLES.items():
+    for stubbed, title in STUBBED.items():
         for picture, size in (("small", "500×334 JPEG"), ("large", "12-megapixel JPEG")):
             bars = [(row["contender"], row["images_per_s"]) for row in results["servers"] if _matches(row, stubbed, picture)]
             forward = (row for row in results["references"] if _matches(row, stubbed, picture) and "forward_per_s" in row)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from benchmarks.report import STUBBED
+
 Results = Mapping[str, Any]
 
-_STUBBED = {"": "The whole service", "model": "The model stubbed", "model,decode": "Model and decoder stubbed"}
 _PICTURES = {"small": "500×334", "large": "12 megapixels"}
 
 
@@ -22,11 +23,11 @@ def as_markdown(results: Results, described: str) -> str:
     parts.append(_table(["what it must show", "reached", "wanted", ""], map(_target, results["targets"])))
     if results["raw_forward"]:
         parts += ["### The raw forward pass of ResNet-50, images/s", _forward(results["raw_forward"])]
-    for stubbed, title in _STUBBED.items():
+    for stubbed, title in STUBBED.items():
         rows = [row for row in results["servers"] if row["stubbed"] == stubbed]
         if rows:
             headings = ["picture", "body", "connections", "server", "images/s", "p50 ms", "p99 ms", "CPU ms/image", "MiB"]
-            parts += [f"### {title}", _table(headings, map(_server, rows))]
+            parts += [f"### {title.capitalize()}", _table(headings, map(_server, rows))]
     if results["references"]:
         headings = [
             "in turns with",
@@ -65,7 +66,7 @@ def _cell(row: Results) -> list[str]:
 
 def _server(row: Results) -> list[str]:
     figures = [f"{row['images_per_s']:,.1f}", *(f"{row[name]:.2f}" for name in ("p50_ms", "p99_ms", "cpu_ms_per_image"))]
-    server = f"{row['contender']} ({row['errors']} refused)" if row["errors"] else row["contender"]
+    server = f"{row['contender']} ({row['errors']} errors)" if row["errors"] else row["contender"]
     return [*_cell(row), server, *figures, f"{row['pss_mib']:.0f}"]
 
 
@@ -73,4 +74,4 @@ def _reference(row: Results) -> list[str]:
     names = ("forward_per_s", "forward_ms", "decode_per_s", "decode_ms")
     picture, _, connections = _cell(row)
     figures = [f"{row[name]:,.1f}" if name in row else "" for name in names]
-    return [_STUBBED[row["stubbed"]].lower(), picture, connections, *figures]
+    return [STUBBED[row["stubbed"]], picture, connections, *figures]

@@ -11,13 +11,13 @@ from rich.table import Table
 from benchmarks.targets import Target
 
 _DISTURBED_CORES = 0.1
-_STUBBED = {"": "the whole service", "model": "the model stubbed", "model,decode": "model and decoder stubbed"}
+STUBBED = {"": "the whole service", "model": "the model stubbed", "model,decode": "model and decoder stubbed"}
 
 
 def show_grid(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     """One line for each cell and contender."""
     for stubbed in dict.fromkeys(row["stubbed"] for row in rows):
-        table = Table(title=f"Servers: {_STUBBED[stubbed]} (medians)")
+        table = Table(title=f"Servers: {STUBBED[stubbed]} (medians)")
         for heading in ("picture", "body", "connections", "server"):
             table.add_column(heading)
         for heading in ("images/s", "p50 ms", "p99 ms", "CPU ms/image", "memory MiB", "generator cores", "others' cores", "errors"):

@@ -105,7 +105,7 @@ class FairQueue:
         with self._changed:
             batch: list[Entry] = []
             late: list[Entry] = []
-            if not self._changed.wait_for(lambda: self._closed or (self._entries and if_true()), timeout_s):
+            if not self._changed.wait_for(lambda: self._closed or (self._entries and if_true()), timeout_s) or self._closed:
                 return batch, late
             now_ns = time.monotonic_ns()
             wanted = batch_size(len(self._lines))

@@ -132,3 +132,19 @@ async def test_clients_are_decoded_in_turn_and_a_flood_gives_way_where_too_many_
     pool.close()
 
     assert held.seen == [picture(colour) for colour in ("red", "green", "white", "blue")]
+
+
+async def test_what_waits_when_the_pool_is_closed_is_cancelled_and_never_decoded(
+    pool: DecodePool, picture: Picture, held: HeldDecoder
+) -> None:
+    running = asyncio.create_task(pool.decode(picture("red"), PREPROCESSING, client="a"))
+    await _begun(held)
+    waiting = asyncio.create_task(pool.decode(picture("green"), PREPROCESSING, client="a"))
+    await asyncio.sleep(0)
+    pool.close()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    held.go.set()
+
+    assert (await running).image.pixels.shape == (8, 8, 3)
+    assert held.seen == [picture("red")]

@@ -188,3 +188,17 @@ def test_nothing_is_taken_while_the_taker_may_not_and_wake_lets_it_look_again() 
     queue.wake()
     taker.join(30)
     assert taken == [1]
+
+
+def test_a_closed_queue_asks_nobody_how_many_of_none_to_take() -> None:
+    queue = FairQueue(10)
+    queue.put(entry(1))
+    assert ids(queue.close()) == [1]
+    asked: list[int] = []
+
+    def batch_size(waiting: int) -> int:
+        asked.append(waiting)
+        return max(size for size in (1, 2) if size <= waiting)  # as a compiled model's
+
+    assert queue.take(batch_size) == ([], [])
+    assert asked == []
