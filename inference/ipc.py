@@ -1,7 +1,7 @@
 """The wire between an API worker and an engine on the same host: length-prefixed frames on a unix stream socket.
 
-A frame is `meta_bytes: u32, payload_bytes: u32` (little-endian), then a MessagePack message, then raw bytes (pixels).
-Nothing is pickled and pixels are never copied into the message. See docs/decisions/0001.
+A frame is `message_bytes: u32` (little-endian), then a MessagePack message. Nothing is pickled, and pixels do not come this way but through
+shared memory (`inference.picture_memory`). See docs/decisions/0001 and 0005.
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ import msgspec
 
 from inference.types import EngineStatus
 
-_HEADER: Final = struct.Struct("<II")
-MAX_META_BYTES: Final = 16 * 1024 * 1024
+_HEADER: Final = struct.Struct("<I")
+MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 """A status carries every label of its models; nothing else comes near."""
-MAX_PAYLOAD_BYTES: Final = 64 * 1024 * 1024
 _READ_BUFFER_BYTES: Final = 64 * 1024
 
 
 class Predict(msgspec.Struct, tag="predict", array_like=True, frozen=True):
-    """Run the payload (`[crop, crop, 3]` uint8) through the model."""
+    """Run the picture (`[crop, crop, 3]` uint8) that begins at byte `offset` of the shared memory through the model.
+
+    Every prediction is answered exactly once, by `Result` or `Failure`; from then on the engine reads the picture no more.
+    """
 
     id: int
+    offset: int
     top_k: int
     deadline_ns: int
     """On `time.monotonic_ns`, which all processes of a host share."""
@@ -33,7 +36,7 @@ class Predict(msgspec.Struct, tag="predict", array_like=True, frozen=True):
 
 
 class Cancel(msgspec.Struct, tag="cancel", array_like=True, frozen=True):
-    """The caller of prediction `id` has left: do not run it."""
+    """The caller of prediction `id` has left: do not run it. One that still waits is answered with `cancelled`."""
 
     id: int
 
@@ -53,7 +56,7 @@ class Failure(msgspec.Struct, tag="failure", array_like=True, frozen=True):
     """Prediction `id` was not run, or failed; `retry_after_s` goes with `overloaded`."""
 
     id: int
-    kind: Literal["overloaded", "deadline", "unavailable", "failed"]
+    kind: Literal["overloaded", "deadline", "unavailable", "failed", "cancelled"]
     retry_after_s: int = 1
 
 
@@ -76,23 +79,20 @@ class FrameError(Exception):
 
 
 class FrameProtocol(asyncio.BufferedProtocol):
-    """Cuts the stream into frames. A payload is received straight into the buffer that is handed on, without a copy."""
+    """Cuts the stream into messages."""
 
     def __init__(
         self,
-        on_frame: Callable[[bytes, bytearray], None],
+        on_message: Callable[[bytes], None],
         on_lost: Callable[[], None],
         on_made: Callable[[], None] = lambda: None,
     ) -> None:
-        self._on_frame = on_frame
+        self._on_message = on_message
         self._on_lost = on_lost
         self._on_made = on_made
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray(_READ_BUFFER_BYTES)
         self._filled = 0
-        self._meta = b""
-        self._payload: bytearray | None = None
-        self._payload_filled = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport for `send`, and tell the owner."""
@@ -105,22 +105,14 @@ class FrameProtocol(asyncio.BufferedProtocol):
         self._transport = None
         self._on_lost()
 
-    def send(self, message: FromWorker | FromEngine, payload: bytes | memoryview = b"") -> bool:
-        """Queue one frame. False when the connection is gone."""
+    def send(self, message: FromWorker | FromEngine) -> bool:
+        """Queue one message. False when the connection is gone."""
         transport = self._transport
         if transport is None or transport.is_closing():
             return False
-        meta = _encode(message)
-        size = payload.nbytes if isinstance(payload, memoryview) else len(payload)
-        transport.write(_HEADER.pack(len(meta), size) + meta)
-        if size:
-            transport.write(payload)
+        encoded = _encode(message)
+        transport.write(_HEADER.pack(len(encoded)) + encoded)
         return True
-
-    @property
-    def unsent_bytes(self) -> int:
-        """What waits in memory because the peer does not read."""
-        return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
     def close(self) -> None:
         """Close the connection; `on_lost` follows."""
@@ -129,18 +121,10 @@ class FrameProtocol(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the event loop puts the next bytes."""
-        if self._payload is not None:
-            return memoryview(self._payload)[self._payload_filled :]
         return memoryview(self._buffer)[self._filled :]
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Hand on every frame that is now complete."""
-        if self._payload is not None:
-            self._payload_filled += nbytes
-            if self._payload_filled == len(self._payload):
-                payload, self._payload = self._payload, None
-                self._on_frame(self._meta, payload)
-            return
+        """Hand on every message that is now complete."""
         self._filled += nbytes
         try:
             self._cut()
@@ -150,28 +134,15 @@ class FrameProtocol(asyncio.BufferedProtocol):
     def _cut(self) -> None:
         start = 0
         while self._filled - start >= _HEADER.size:
-            meta_bytes, payload_bytes = _HEADER.unpack_from(self._buffer, start)
-            if meta_bytes > MAX_META_BYTES or payload_bytes > MAX_PAYLOAD_BYTES:
+            (message_bytes,) = _HEADER.unpack_from(self._buffer, start)
+            if message_bytes > MAX_MESSAGE_BYTES:
                 raise FrameError
             body = start + _HEADER.size
-            if self._filled - body < meta_bytes:
-                self._make_room(_HEADER.size + meta_bytes)
+            if self._filled - body < message_bytes:
+                self._make_room(_HEADER.size + message_bytes)
                 break
-            end = body + meta_bytes
-            meta = bytes(memoryview(self._buffer)[body:end])
-            if not payload_bytes:
-                start = end
-                self._on_frame(meta, bytearray())
-                continue
-            have = min(self._filled - end, payload_bytes)
-            payload = bytearray(payload_bytes)
-            payload[:have] = memoryview(self._buffer)[end : end + have]
-            start = end + have
-            if have == payload_bytes:
-                self._on_frame(meta, payload)
-                continue
-            self._meta, self._payload, self._payload_filled = meta, payload, have
-            break
+            start = body + message_bytes
+            self._on_message(bytes(memoryview(self._buffer)[body:start]))
         left = self._filled - start
         if start and left:
             self._buffer[:left] = self._buffer[start : self._filled]

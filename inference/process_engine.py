@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import math
+import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import structlog
 from inference.errors import DeadlineExceeded, EngineUnavailable, InferenceError, InferenceFailed, Overloaded
 from inference.fair_lines import FairLines
 from inference.ipc import Cancel, Failure, FrameProtocol, Predict, Result, StatusChanged, decode_from_engine
+from inference.picture_memory import PictureSlots
 from inference.types import ClassScore, EngineStatus, ModelInfo, Phase, Pixels, Prediction
 
 _RECONNECT_MIN_S: Final = 0.02
@@ -35,6 +37,13 @@ class _Held(NamedTuple):
     future: asyncio.Future[Result]
 
 
+class _Wire(NamedTuple):
+    """A connection to an engine, and the memory shared with it."""
+
+    frames: FrameProtocol
+    slots: PictureSlots
+
+
 class _Link:
     """One engine: its connection, its last status, and the predictions that it holds."""
 
@@ -50,51 +59,67 @@ class _Link:
         """Set once it has said where it stands, or is known not to be there."""
         self._max_pending = max_pending
         self._on_status = on_status
-        self._frames: FrameProtocol | None = None
+        self._wire: _Wire | None = None
         self._lost = asyncio.Event()
         self._ending = False
 
     async def keep(self) -> None:
         """Connect, and connect again whenever the engine comes back, until cancelled."""
-        loop = asyncio.get_running_loop()
         pause_s = _RECONNECT_MIN_S
         while True:
             self._lost.clear()
-            frames = FrameProtocol(self._on_frame, self._on_lost)
-            try:
-                await loop.create_unix_connection(lambda frames=frames: frames, str(self.path))  # type: ignore[misc]  # a lambda's default
-            except OSError:
-                # Not there yet, or being replaced: the supervisor restarts it. Liveness does not hang on this.
-                self.heard.set()
-                await asyncio.sleep(pause_s)
-                pause_s = min(_RECONNECT_MAX_S, pause_s * 1.5)
-                continue
-            self._frames = frames
-            pause_s = _RECONNECT_MIN_S
-            try:
-                await self._lost.wait()
-            except asyncio.CancelledError:
-                self._ending = True
-                raise
-            finally:
-                frames.close()
+            frames = FrameProtocol(self._on_message, self._on_lost)
+            # Callers who leave free their places among the pending, not those in the memory: a halted engine
+            # does not say that it reads no more.
+            with contextlib.closing(PictureSlots(2 * self._max_pending)) as slots:
+                self._wire = _Wire(frames, slots)
+                try:
+                    await self._connect(self._wire)
+                    pause_s = _RECONNECT_MIN_S
+                    await self._lost.wait()
+                except OSError:
+                    # Not there yet, or being replaced: the supervisor restarts it. Liveness does not hang on this.
+                    self.heard.set()
+                except asyncio.CancelledError:
+                    self._ending = True
+                    raise
+                finally:
+                    self._wire = None
+                    frames.close()
+            await asyncio.sleep(pause_s)
+            pause_s = min(_RECONNECT_MAX_S, pause_s * 1.5)
 
-    def send(self, message: Predict, pixels: memoryview) -> asyncio.Future[Result]:
+    async def _connect(self, wire: _Wire) -> None:
+        loop = asyncio.get_running_loop()
+        connection = socket.socket(socket.AF_UNIX)
+        connection.setblocking(False)
+        try:
+            await loop.sock_connect(connection, str(self.path))
+            wire.slots.hand_over(connection)
+            await loop.create_unix_connection(lambda: wire.frames, sock=connection)
+        except BaseException:
+            connection.close()
+            raise
+
+    def send(self, prediction_id: int, pixels: Pixels, *, top_k: int, deadline_ns: int, client: str) -> asyncio.Future[Result]:
         """Hand one picture over; the future gets its answer, and nobody else's."""
-        # Callers who leave free their places, but not what was written for them: a halted engine reads neither it nor that they left.
-        if self._frames is not None and self._frames.unsent_bytes >= self._max_pending * pixels.nbytes:
+        wire = self._wire
+        if wire is None:
+            raise EngineUnavailable
+        if wire.slots.full:
             raise Overloaded(retry_after_s=self.retry_after_s)
-        turned_out = self._lines.put(message.client, message.id, full=len(self.pending) >= self._max_pending)
-        if turned_out == message.id:
+        turned_out = self._lines.put(client, prediction_id, full=len(self.pending) >= self._max_pending)
+        if turned_out == prediction_id:
             raise Overloaded(retry_after_s=self.retry_after_s)
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self.pending[message.id] = _Held(message.client, future)
+        self.pending[prediction_id] = _Held(client, future)
         if turned_out is not None:
             self._turn_out(turned_out)
-        if self._frames is None or not self._frames.send(message, pixels):
-            self._take(message.id)
+        offset = wire.slots.put(prediction_id, pixels)
+        if not wire.frames.send(Predict(prediction_id, offset, top_k, deadline_ns, client)):
+            self._take(prediction_id)
             raise EngineUnavailable
-        self.last_id = message.id
+        self.last_id = prediction_id
         return future
 
     def _turn_out(self, prediction_id: int) -> None:
@@ -109,8 +134,8 @@ class _Link:
             self._cancel(prediction_id)
 
     def _cancel(self, prediction_id: int) -> None:
-        if self._frames is not None:
-            self._frames.send(Cancel(prediction_id))
+        if self._wire is not None:
+            self._wire.frames.send(Cancel(prediction_id))
 
     def _take(self, prediction_id: int) -> asyncio.Future[Result] | None:
         held = self.pending.pop(prediction_id, None)
@@ -119,11 +144,13 @@ class _Link:
         self._lines.discard(held.client, prediction_id)
         return held.future
 
-    def _on_frame(self, meta: bytes, payload: bytearray) -> None:
-        message = decode_from_engine(meta)
+    def _on_message(self, encoded: bytes) -> None:
+        message = decode_from_engine(encoded)
         if isinstance(message, StatusChanged):
             self._set_status(message.status)
             return
+        if self._wire is not None:
+            self._wire.slots.free(message.id)
         if isinstance(message, Result):
             # What the newest answer took is the best guess of what the next one will.
             self.retry_after_s = max(1, math.ceil((message.queue_ms + message.infer_ms) / 1000))
@@ -143,7 +170,7 @@ class _Link:
         self._on_status()
 
     def _on_lost(self) -> None:
-        self._frames = None
+        self._wire = None
         self._set_status(_GONE)
         held, self.pending, self._lines = self.pending, {}, FairLines()
         for one in held.values():
@@ -162,7 +189,7 @@ def _as_error(failure: Failure) -> InferenceError:
             return DeadlineExceeded()
         case "unavailable":
             return EngineUnavailable(retry_after_s=failure.retry_after_s)
-        case "failed":
+        case "failed" | "cancelled":  # cancelled: nobody waits for this
             return InferenceFailed("The prediction failed.")
 
 
@@ -201,9 +228,12 @@ class ProcessEngine:
             raise EngineUnavailable
         link = min(ready, key=lambda link: (len(link.pending), link.last_id))
         model = link.status.models[0]
+        side = model.preprocessing.crop_px
+        if pixels.shape != (side, side, 3):
+            raise InferenceFailed(f"The model takes pictures of {side} by {side} pixels.")
         prediction_id = next(self._ids)
         deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
-        future = link.send(Predict(prediction_id, top_k, deadline_ns, client), pixels.data.cast("B"))
+        future = link.send(prediction_id, pixels, top_k=top_k, deadline_ns=deadline_ns, client=client)
         try:
             # The engine drops what is late; this timeout is for an engine that no longer answers at all.
             async with asyncio.timeout(timeout_s):

@@ -54,7 +54,7 @@ async def serve(
     loop = asyncio.get_running_loop()
     queue = FairQueue(candidates[0].queue_size)
     server = EngineServer(queue)
-    await server.listen(socket)
+    server.listen(socket)
     failed: asyncio.Future[None] = loop.create_future()
 
     def fail(error: BaseException) -> None:

@@ -64,12 +64,13 @@ class FairQueue:
         with self._changed:
             return self._lines.ahead_of(client)
 
-    def discard(self, key: Hashable) -> None:
-        """Free the place of a picture whose caller has left; nothing happens when it is running or gone."""
+    def discard(self, key: Hashable) -> bool:
+        """Free the place of a picture whose caller has left; False, and nothing else, when it is running or gone."""
         with self._changed:
             entry = self._entries.pop(key, None)
             if entry is not None:
                 self._lines.discard(entry.client, entry)
+            return entry is not None
 
     def discard_where(self, belongs: Callable[[Hashable], bool]) -> None:
         """Free the places of every picture whose key `belongs`."""

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import numpy as np
 import structlog
 
-from inference.ipc import Cancel, Failure, FrameProtocol, Predict, StatusChanged, decode_from_worker
+from inference.ipc import Failure, FrameProtocol, Predict, StatusChanged, decode_from_worker
+from inference.picture_memory import ReceivedPictures
 from inference.types import EngineStatus
 from inference.worker.batcher import Answers
+from inference.worker.listener import Listener
 from inference.worker.queue import Entry, FairQueue
-
-LOOK_EVERY_S: Final = 1.0
 
 _log: Final = structlog.get_logger()
 
@@ -27,37 +26,38 @@ Admit = Callable[[Entry], Failure | None]
 class _Connection:
     """One API worker. What it asked for goes back to it alone: every entry carries its own connection's `send`."""
 
-    def __init__(self, server: EngineServer) -> None:
+    def __init__(self, server: EngineServer, pictures: ReceivedPictures) -> None:
         self._server = server
-        self.frames = FrameProtocol(self._on_frame, self._on_lost, self._on_made)
+        self._pictures = pictures
+        self.frames = FrameProtocol(self._on_message, self._on_lost, self._on_made)
 
     def _on_made(self) -> None:
         self._server.connections.add(self)
         self.frames.send(StatusChanged(self._server.status))
 
-    def _on_frame(self, meta: bytes, payload: bytearray) -> None:
+    def _on_message(self, encoded: bytes) -> None:
         try:
-            message = decode_from_worker(meta)
+            message = decode_from_worker(encoded)
         except msgspec.MsgspecError:
             _log.exception("engine_frame_refused")
             self.frames.close()
             return
-        if isinstance(message, Cancel):
-            self._server.queue.discard((self, message.id))
-        else:
-            self._predict(message, payload)
+        if isinstance(message, Predict):
+            self._predict(message)
+        elif self._server.queue.discard((self, message.id)):
+            self.frames.send(Failure(message.id, "cancelled"))
 
-    def _predict(self, message: Predict, payload: bytearray) -> None:
+    def _predict(self, message: Predict) -> None:
         status, admit = self._server.status, self._server.admit
         if admit is None or not status.ready:
             self.frames.send(Failure(message.id, "unavailable"))
             return
-        side = status.models[0].preprocessing.crop_px
-        if len(payload) != side * side * 3:
-            _log.error("engine_payload_refused", expected_bytes=side * side * 3, received_bytes=len(payload))
+        try:
+            pixels = self._pictures.picture(message.offset, status.models[0].preprocessing.crop_px)
+        except ValueError:
+            _log.exception("engine_picture_refused", offset=message.offset)
             self.frames.send(Failure(message.id, "failed"))
             return
-        pixels = np.frombuffer(payload, np.uint8).reshape(side, side, 3)
         entry = Entry((self, message.id), message.id, pixels, message.top_k, message.deadline_ns, message.client, self.frames.send)
         refusal = admit(entry)
         if refusal is not None:
@@ -66,6 +66,7 @@ class _Connection:
     def _on_lost(self) -> None:
         self._server.connections.discard(self)
         self._server.queue.discard_where(lambda key: isinstance(key, tuple) and key[0] is self)
+        self._pictures.close()
 
 
 class EngineServer:
@@ -78,34 +79,15 @@ class EngineServer:
         """Set once the model is warm."""
         self.connections: set[_Connection] = set()
         self._loop = asyncio.get_running_loop()
-        self._server: asyncio.AbstractServer | None = None
-        self._looking: asyncio.Task[None] | None = None
+        self._listener: Listener | None = None
 
-    async def listen(self, path: Path) -> None:
-        """Listen at `path`, replacing what a dead predecessor left there."""
-        path.unlink(missing_ok=True)
-        await self._bind(path)
-        self._looking = asyncio.create_task(self._look_after(path), name="look after the socket's file")
+    def listen(self, path: Path) -> None:
+        """Listen at `path`.
 
-    async def _bind(self, path: Path) -> None:
-        self._server = await self._loop.create_unix_server(lambda: _Connection(self).frames, str(path))
-
-    async def _look_after(self, path: Path) -> None:
-        """Listen again when somebody has deleted the file, as cleaners of temporary folders do: no new API worker could connect.
-
-        Those that are connected keep their connections.
+        Raises:
+            OSError: it cannot.
         """
-        while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            if path.exists() or self._server is None:
-                continue
-            _log.warning("engine_socket_gone")
-            self._server.close()
-            try:
-                path.parent.mkdir(mode=0o700, exist_ok=True)
-                await self._bind(path)
-            except OSError:  # a full disk, say: there is another look
-                _log.exception("engine_socket_lost")
+        self._listener = Listener(path, lambda pictures: _Connection(self, pictures).frames)
 
     def publish(self, status: EngineStatus) -> None:
         """Tell every API worker. From any thread."""
@@ -124,10 +106,8 @@ class EngineServer:
 
     async def aclose(self) -> None:
         """Stop listening, refuse what waits, and close the connections."""
-        if self._looking is not None:
-            self._looking.cancel()
-        if self._server is not None:
-            self._server.close()
+        if self._listener is not None:
+            self._listener.close()
         _deliver([(entry, Failure(entry.id, "unavailable")) for entry in self.queue.close()])
         for connection in tuple(self.connections):
             connection.frames.close()

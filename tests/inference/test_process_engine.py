@@ -14,7 +14,6 @@ import pytest
 from numpy.typing import NDArray
 
 from inference.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, Overloaded
-from inference.ipc import FrameProtocol, Predict
 from inference.process_engine import ProcessEngine
 from inference.types import Pixels
 from inference.worker.batcher import Batcher
@@ -115,12 +114,15 @@ async def test_a_caller_who_leaves_frees_his_place_and_is_never_run(stand: Stand
 async def test_the_pictures_of_a_worker_that_died_are_never_run(stand: Stand, engine: ProcessEngine) -> None:
     first = asyncio.create_task(engine.predict(picture(1), top_k=1, timeout_s=30, client="c"))
     await stand.running()
-    frames = FrameProtocol(lambda meta, payload: None, lambda: None)
-    await asyncio.get_running_loop().create_unix_connection(lambda: frames, str(stand.path))
-    frames.send(Predict(1, 1, 2**62, "dying"), picture(9).tobytes())
+    dying = ProcessEngine([stand.path], max_pending=64)
+    dying.start()
+    await until(lambda: dying.status().ready)
+    second = asyncio.create_task(dying.predict(picture(9), top_k=1, timeout_s=30, client="c"))
     await until(lambda: len(stand.queue) == 1)
-    frames.close()
+    await dying.aclose()
     await until(lambda: len(stand.queue) == 0)
+    with pytest.raises(EngineUnavailable):
+        await second
     stand.model.open.set()
     await first
     assert stand.model.ran == [[1]]

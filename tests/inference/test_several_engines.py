@@ -40,7 +40,7 @@ class HeldEngine:
 
     async def start(self, *, ready: bool = True) -> None:
         self.server = EngineServer(FairQueue(1000))
-        await self.server.listen(self.path)
+        self.server.listen(self.path)
         self.server.admit = self._hold
         if ready:
             self.become_ready()

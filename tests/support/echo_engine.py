@@ -87,7 +87,7 @@ class Stand:
         self._thread = threading.Thread(target=self.batcher.run, args=(0,), daemon=True)
 
     async def start(self) -> None:
-        await self.server.listen(self.path)
+        self.server.listen(self.path)
         self.server.admit = self.batcher.admit
         self.server.status = EngineStatus(phase="ready", models=(INFO,))
         self._thread.start()

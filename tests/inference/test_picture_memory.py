@@ -1,0 +1,205 @@
+"""The memory between an API worker and an engine, handed over on a real unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from inference.errors import Overloaded
+from inference.ipc import Predict
+from inference.picture_memory import PictureSlots, ReceivedPictures
+from inference.process_engine import ProcessEngine
+from inference.types import Pixels
+from support.echo_engine import SIDE, EchoModel, Stand, picture, until
+
+MAX_PICTURES = 4
+
+
+@pytest.fixture
+def slots() -> Iterator[PictureSlots]:
+    slots = PictureSlots(MAX_PICTURES)
+    yield slots
+    slots.close()
+
+
+@pytest.fixture
+async def received(slots: PictureSlots) -> AsyncIterator[ReceivedPictures]:
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    with ours, theirs:
+        slots.hand_over(ours)
+        received = await ReceivedPictures.received(theirs)
+    yield received
+    received.close()
+
+
+@pytest.fixture
+async def stand(tmp_path: Path) -> AsyncIterator[Stand]:
+    stand = Stand(tmp_path / "engine.sock", EchoModel())
+    await stand.start()
+    yield stand
+    await stand.stop()
+
+
+def noise(seed: int) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+
+
+async def test_each_picture_is_read_where_it_was_put_and_cannot_be_written_there(slots: PictureSlots, received: ReceivedPictures) -> None:
+    offsets = [slots.put(number, noise(number)) for number in range(MAX_PICTURES)]
+    assert slots.full
+    for number, offset in enumerate(offsets):
+        there = received.picture(offset, SIDE)
+        assert np.array_equal(there, noise(number))
+        assert not there.flags.writeable
+
+
+async def test_a_place_is_used_again_when_it_is_free_and_not_before(slots: PictureSlots, received: ReceivedPictures) -> None:
+    first, second = slots.put(1, noise(1)), slots.put(2, noise(2))
+    slots.free(1)
+    assert slots.put(3, noise(3)) == first
+    assert slots.put(4, noise(4)) not in (first, second)
+    assert np.array_equal(received.picture(second, SIDE), noise(2))
+
+
+async def test_a_picture_in_use_outlives_the_connection_on_both_sides(slots: PictureSlots, received: ReceivedPictures) -> None:
+    there = received.picture(slots.put(1, noise(1)), SIDE)
+    other = PictureSlots(1)
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    with ours, theirs:
+        other.hand_over(ours)
+        from_other = await ReceivedPictures.received(theirs)
+    seen = from_other.picture(other.put(1, noise(5)), SIDE)
+    from_other.close()
+    other.close()
+    del from_other, other
+    gc.collect()
+    assert np.array_equal(seen, noise(5))
+    assert np.array_equal(there, noise(1))
+
+
+@pytest.mark.parametrize("offset", [-1, -SIDE * SIDE * 3, MAX_PICTURES * 4096 - 1, 2**40])
+async def test_a_picture_outside_the_memory_is_refused(slots: PictureSlots, received: ReceivedPictures, offset: int) -> None:
+    slots.put(1, noise(1))
+    with pytest.raises(ValueError, match="outside"):
+        received.picture(offset, SIDE)
+
+
+async def test_before_the_first_picture_there_is_none_to_read(received: ReceivedPictures) -> None:
+    with pytest.raises(ValueError, match="outside"):
+        received.picture(0, SIDE)
+
+
+async def test_memory_that_its_worker_could_cut_short_is_refused() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    with ours, theirs:
+        unsealed = os.memfd_create("unsealed", os.MFD_ALLOW_SEALING)
+        socket.send_fds(ours, [b"\0"], [unsealed])
+        os.close(unsealed)
+        with pytest.raises(ValueError, match="sealed"):
+            await ReceivedPictures.received(theirs)
+
+
+async def test_a_hello_that_brings_no_memory_is_refused_and_the_next_worker_is_served(stand: Stand) -> None:
+    stand.model.open.set()
+    reader, writer = await asyncio.open_unix_connection(str(stand.path))
+    writer.write(b"GET / HTTP/1.1\r\n\r\n")
+    async with asyncio.timeout(30):
+        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+            await reader.readexactly(1)
+    writer.close()
+    engine = ProcessEngine([stand.path], max_pending=4)
+    engine.start()
+    await until(lambda: engine.status().ready)
+    assert (await engine.predict(picture(3), top_k=1, timeout_s=30, client="c")).scores[0].class_id == 3
+    await engine.aclose()
+
+
+async def test_a_message_about_a_picture_outside_the_memory_fails_alone(stand: Stand) -> None:
+    stand.model.open.set()
+    connection = socket.socket(socket.AF_UNIX)
+    connection.setblocking(False)
+    loop = asyncio.get_running_loop()
+    with connection:
+        await loop.sock_connect(connection, str(stand.path))
+        slots = PictureSlots(1)
+        slots.hand_over(connection)
+        offset = slots.put(1, picture(7))
+        encoder = msgspec.msgpack.Encoder()
+        for message in (Predict(1, 4096 * 4096, 1, 2**62, "c"), Predict(2, offset, 1, 2**62, "c")):
+            encoded = encoder.encode(message)
+            await loop.sock_sendall(connection, len(encoded).to_bytes(4, "little") + encoded)
+        answers: list[list[object]] = []
+        while len(answers) < 3:
+            size = int.from_bytes(await _exactly(connection, 4), "little")
+            answers.append(msgspec.msgpack.decode(await _exactly(connection, size)))
+        slots.close()
+    assert [answer[:3] for answer in answers[1:]] == [["failure", 1, "failed"], ["result", 2, [7]]]
+
+
+async def _exactly(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        data += await asyncio.wait_for(asyncio.get_running_loop().sock_recv(connection, size - len(data)), 30)
+    return data
+
+
+async def test_the_place_of_a_caller_who_left_is_not_used_again_while_a_lane_reads_it(stand: Stand) -> None:
+    engine = ProcessEngine([stand.path], max_pending=1)  # two places
+    engine.start()
+    await until(lambda: engine.status().ready)
+    left = asyncio.create_task(engine.predict(picture(1), top_k=1, timeout_s=30, client="c"))
+    await stand.running()
+    left.cancel()
+    second = asyncio.create_task(engine.predict(picture(2), top_k=1, timeout_s=30, client="c"))
+    await until(lambda: len(stand.queue) == 1)
+    second.cancel()
+    await until(lambda: len(stand.queue) == 0)
+    # The engine has said that it will not run the second; of the first it has said nothing yet.
+    answered = asyncio.create_task(_predict_when_there_is_a_place(engine, 3))
+    await until(lambda: len(stand.queue) == 1)
+    with pytest.raises(Overloaded):
+        await engine.predict(picture(4), top_k=1, timeout_s=30, client="d")
+    stand.model.open.set()
+    assert await answered == 3
+    assert stand.model.ran == [[1], [3]]
+    await engine.aclose()
+
+
+async def _predict_when_there_is_a_place(engine: ProcessEngine, number: int) -> int:
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                return (await engine.predict(picture(number), top_k=1, timeout_s=30, client="c")).scores[0].class_id
+            except Overloaded:
+                await asyncio.sleep(0)
+
+
+async def test_after_ten_thousand_pictures_of_callers_who_mostly_leave_no_place_is_lost(stand: Stand) -> None:
+    stand.model.open.set()
+    engine = ProcessEngine([stand.path], max_pending=8)
+    engine.start()
+    await until(lambda: engine.status().ready)
+
+    async def caller(client: int) -> None:
+        for turn in range(625):
+            call = asyncio.create_task(engine.predict(picture(client), top_k=1, timeout_s=30, client=str(client)))
+            for _ in range(turn % 5):
+                await asyncio.sleep(0)
+            if turn % 4:
+                call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+
+    await asyncio.gather(*map(caller, range(16)))
+    assert await asyncio.gather(*(_predict_when_there_is_a_place(engine, number) for number in range(8))) == list(range(8))
+    await engine.aclose()
