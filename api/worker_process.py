@@ -31,6 +31,7 @@ from api.services import Services
 from api.settings import Settings
 from api.tracing import tracer_for
 from inference.cores import usable_cores
+from inference.garbage import keep_what_exists
 from inference.process_engine import ProcessEngine
 from security.clients import ClientRegistry
 from security.database import Database
@@ -112,11 +113,16 @@ async def _serve(config: dict[str, Any]) -> None:
     pulse = Pulse(config["pulse"])
     metrics_dir = share_metrics(config["metrics_dir"], config["name"], planned=config["planned"])
     async with _open_services(settings, config["name"], [Path(path) for path in config["engines"]], metrics_dir) as services:
+
+        def started() -> None:
+            keep_what_exists()
+            pulse.beat(serving=True)
+
         server = Server(
             create_app(services),
             settings.http,
             services.lifecycle,
-            on_started=lambda: pulse.beat(serving=True),
+            on_started=started,
             on_refused=services.metrics.refused,
         )
         standard_output().on_drops(count=services.metrics.log_drops.inc)

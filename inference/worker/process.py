@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
+from inference.garbage import keep_what_exists
 from inference.settings import InferenceSettings
 from inference.types import EngineStatus
 from inference.worker.batcher import Batcher
@@ -132,6 +133,7 @@ def _load(
             info = msgspec.structs.replace(info, device=f"cuda:{gpu_number}")
     metrics.model_ready(info)
     batcher = Batcher(queue, model, deliver=server.deliver, metrics=metrics, seconds_per_batch=model.seconds_per_full_batch())
+    keep_what_exists()
     server.admit = batcher.admit
     server.publish(EngineStatus(phase="ready", models=(info,)))
     _log.info(
