@@ -11,6 +11,7 @@ import fcntl
 import heapq
 import mmap
 import os
+import resource
 import socket
 from typing import Final, Self
 
@@ -51,10 +52,19 @@ class PictureSlots:
         """True when there is no place for one more picture."""
         return not self._free
 
+    def reserve(self, picture_bytes: int) -> None:
+        """Give the places their size, which is known when the engine has said what its model takes. Once.
+
+        Raises:
+            OSError: the system has no room for them, or RLIMIT_FSIZE forbids it for good.
+        """
+        self._slot_bytes = -(-picture_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        _set_size(self._file, self._max_pictures * self._slot_bytes)
+        self._map = mmap.mmap(self._file, self._max_pictures * self._slot_bytes)
+
     def put(self, picture_id: int, pixels: Pixels) -> int:
-        """Copy one picture into a free place and return where it begins, in bytes. All pictures of a connection are of one size."""
-        if self._map is None:
-            self._map = self._make(pixels.nbytes)
+        """Copy one picture into a free place and return where it begins, in bytes. `reserve` comes first."""
+        assert self._map is not None
         slot = heapq.heappop(self._free)
         self._slots[picture_id] = slot
         offset = slot * self._slot_bytes
@@ -71,10 +81,15 @@ class PictureSlots:
         if self._map is not None:
             self._map.close()
 
-    def _make(self, picture_bytes: int) -> mmap.mmap:
-        self._slot_bytes = -(-picture_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        os.ftruncate(self._file, self._max_pictures * self._slot_bytes)
-        return mmap.mmap(self._file, self._max_pictures * self._slot_bytes)
+
+def _set_size(file: int, size_bytes: int) -> None:
+    # The limit on the size of files, which is meant for disks, holds for this memory too.
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    try:
+        os.ftruncate(file, size_bytes)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 class ReceivedPictures:
@@ -123,7 +138,7 @@ class ReceivedPictures:
         """
         picture_bytes = side * side * 3
         if self._map is None or not 0 <= offset <= len(self._map) - picture_bytes:
-            # Its worker gives the file its length when it knows how large pictures are.
+            # Its worker gives the file its size when it has heard how large pictures are.
             if not 0 <= offset <= os.fstat(self._file).st_size - picture_bytes:
                 raise ValueError("a picture outside its memory")
             self._map = mmap.mmap(self._file, 0, prot=mmap.PROT_READ)

@@ -147,6 +147,8 @@ class _Link:
     def _on_message(self, encoded: bytes) -> None:
         message = decode_from_engine(encoded)
         if isinstance(message, StatusChanged):
+            if message.status.ready and not self._reserve(message.status.models[0]):
+                return
             self._set_status(message.status)
             return
         if self._wire is not None:
@@ -163,6 +165,17 @@ class _Link:
             future.set_result(message)
         else:
             future.set_exception(_as_error(message))
+
+    def _reserve(self, model: ModelInfo) -> bool:
+        """Make room for the model's pictures; without it, the engine is as good as not there."""
+        assert self._wire is not None
+        try:
+            self._wire.slots.reserve(model.preprocessing.crop_px**2 * 3)
+        except OSError:
+            _log.exception("picture_memory_refused", engine=self.path.stem)
+            self._wire.frames.close()
+            return False
+        return True
 
     def _set_status(self, status: EngineStatus) -> None:
         self.status = status

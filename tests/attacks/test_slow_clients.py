@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 import psutil
 import pytest
 
-from support.held import API, CROP_BYTES, ENGINE
+from support.held import API, ENGINE, Handover
 from support.raw_http import ConnectionClosed, RawAnswer, RawConnection
 from support.service import Service
 
@@ -214,11 +214,11 @@ def test_073_a_client_that_leaves_while_the_model_runs_frees_its_place_and_is_no
     engine.suspend()
     try:
         with RawConnection(gate.url) as connection:
-            written = worker.io_counters().write_chars
+            handover = Handover(worker)
             begin_upload(connection, token, len(picture))
             connection.send(picture)
             deadline_s = time.monotonic() + 30
-            while worker.io_counters().write_chars - written < CROP_BYTES:
+            while not handover.has_come:
                 assert time.monotonic() < deadline_s, "the picture never reached the engine"
         # The engine still stands: nothing but the client's leaving can end the request.
         gate.wait_for("request", after=after, route="/predict", status=499, timeout_s=30)

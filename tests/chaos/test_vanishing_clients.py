@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from soak.gate import endpoints_held_by
-from support.held import API, CROP_BYTES, ENGINE
+from support.held import API, ENGINE, Handover
 from support.pictures import encode, photo
 from support.raw_http import RawConnection
 from support.scrape import Scrape, scraper
@@ -128,9 +128,9 @@ def leave_while_it_is_decoded(visitor: Visitor, picture: bytes) -> Callable[[], 
 
 def leave_while_it_waits_for_the_engine(visitor: Visitor, picture: bytes) -> Callable[[], None]:
     visitor.engine.suspend()
-    written = visitor.worker.io_counters().write_chars
+    handover = Handover(visitor.worker)
     visitor.connection.send(visitor.head("/predict", "image/jpeg", len(picture)) + picture)
-    wait_until(lambda: visitor.worker.io_counters().write_chars - written >= CROP_BYTES)
+    wait_until(lambda: handover.has_come)
 
     def confirm() -> None:
         try:

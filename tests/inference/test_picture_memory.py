@@ -6,6 +6,8 @@ import asyncio
 import gc
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -21,11 +23,13 @@ from inference.types import Pixels
 from support.echo_engine import SIDE, EchoModel, Stand, picture, until
 
 MAX_PICTURES = 4
+PICTURE_BYTES = SIDE * SIDE * 3
 
 
 @pytest.fixture
 def slots() -> Iterator[PictureSlots]:
     slots = PictureSlots(MAX_PICTURES)
+    slots.reserve(PICTURE_BYTES)
     yield slots
     slots.close()
 
@@ -73,6 +77,7 @@ async def test_a_place_is_used_again_when_it_is_free_and_not_before(slots: Pictu
 async def test_a_picture_in_use_outlives_the_connection_on_both_sides(slots: PictureSlots, received: ReceivedPictures) -> None:
     there = received.picture(slots.put(1, noise(1)), SIDE)
     other = PictureSlots(1)
+    other.reserve(PICTURE_BYTES)
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     with ours, theirs:
@@ -87,16 +92,49 @@ async def test_a_picture_in_use_outlives_the_connection_on_both_sides(slots: Pic
     assert np.array_equal(there, noise(1))
 
 
-@pytest.mark.parametrize("offset", [-1, -SIDE * SIDE * 3, MAX_PICTURES * 4096 - 1, 2**40])
+@pytest.mark.parametrize("offset", [-1, -PICTURE_BYTES, MAX_PICTURES * 4096 - 1, 2**40])
 async def test_a_picture_outside_the_memory_is_refused(slots: PictureSlots, received: ReceivedPictures, offset: int) -> None:
     slots.put(1, noise(1))
     with pytest.raises(ValueError, match="outside"):
         received.picture(offset, SIDE)
 
 
-async def test_before_the_first_picture_there_is_none_to_read(received: ReceivedPictures) -> None:
+async def test_before_there_is_room_there_is_no_picture_to_read() -> None:
+    slots = PictureSlots(MAX_PICTURES)
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    with ours, theirs:
+        slots.hand_over(ours)
+        received = await ReceivedPictures.received(theirs)
     with pytest.raises(ValueError, match="outside"):
         received.picture(0, SIDE)
+    slots.reserve(PICTURE_BYTES)
+    assert not received.picture(0, SIDE).any()
+    received.close()
+    slots.close()
+
+
+def test_a_limit_on_the_size_of_files_holds_only_when_it_is_a_hard_one() -> None:
+    # In a process of its own: a hard limit cannot be taken back.
+    subprocess.run([sys.executable, "-c", LIMITED], check=True)
+
+
+LIMITED = """
+import resource
+from inference.picture_memory import PictureSlots
+
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+PictureSlots(4).reserve(10_000)
+assert resource.getrlimit(resource.RLIMIT_FSIZE) == (0, hard)
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+try:
+    PictureSlots(4).reserve(10_000)
+except OSError:
+    pass
+else:
+    raise AssertionError
+"""
 
 
 async def test_memory_that_its_worker_could_cut_short_is_refused() -> None:
@@ -133,6 +171,7 @@ async def test_a_message_about_a_picture_outside_the_memory_fails_alone(stand: S
     with connection:
         await loop.sock_connect(connection, str(stand.path))
         slots = PictureSlots(1)
+        slots.reserve(PICTURE_BYTES)
         slots.hand_over(connection)
         offset = slots.put(1, picture(7))
         encoder = msgspec.msgpack.Encoder()

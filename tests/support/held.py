@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 import httpx
@@ -15,8 +16,8 @@ from support.service import Service
 
 API: Final = "api.worker_process"
 ENGINE: Final = "api.engine_process"
-CROP_BYTES: Final = 224 * 224 * 3
-"""What one picture is on the engine's socket."""
+_WATCHED_BYTES: Final = 1024 * 1024
+"""The places of the first six pictures."""
 
 
 class InFlight:
@@ -53,8 +54,28 @@ class InFlight:
         return self.answer
 
 
+class Handover:
+    """Sees when a worker hands the next picture to an engine. Made while none of its pictures is in flight."""
+
+    def __init__(self, worker: psutil.Process) -> None:
+        self._files = [link for link in Path(f"/proc/{worker.pid}/fd").iterdir() if "lensgate-pictures" in str(link.readlink())]
+        assert self._files, "the worker is not connected to an engine"
+        for file in self._files:
+            with file.open("r+b") as memory:
+                memory.write(bytes(min(_WATCHED_BYTES, file.stat().st_size)))
+
+    @property
+    def has_come(self) -> bool:
+        """True once there is one."""
+        for file in self._files:
+            with file.open("rb") as memory:
+                if any(memory.read(_WATCHED_BYTES)):
+                    return True
+        return False
+
+
 class Held:
-    """A /predict whose pixels lie in the socket of a stopped engine. `worker` is the process that serves it."""
+    """A /predict whose pixels lie before a stopped engine. `worker` is the process that serves it."""
 
     def __init__(
         self, service: Service, picture: bytes, token: str, *, worker: psutil.Process | None = None, http: httpx.Client | None = None
@@ -62,10 +83,10 @@ class Held:
         (self.engine,) = service.children(ENGINE)
         serving = worker or service.children(API)[0]
         self.engine.suspend()
-        written = serving.io_counters().write_chars
+        handover = Handover(serving)
         self.request = InFlight(service, picture, token, http)
         deadline_s = time.monotonic() + 30
-        while serving.io_counters().write_chars - written < CROP_BYTES:
+        while not handover.has_come:
             assert time.monotonic() < deadline_s, "the picture never reached the engine"
             assert self.request.is_waiting, self.request.wait().text
 
