@@ -48,6 +48,11 @@ class PictureSlots:
         socket.send_fds(connection, [_HELLO], [self._file])
 
     @property
+    def reserved(self) -> bool:
+        """True once the places have their size."""
+        return self._map is not None
+
+    @property
     def full(self) -> bool:
         """True when there is no place for one more picture."""
         return not self._free
@@ -99,16 +104,20 @@ class ReceivedPictures:
         file: the worker's, which is ours to close from now on.
 
     Raises:
-        ValueError: the worker could still cut it short.
+        ValueError: the worker could still cut it short, or it is no memory.
     """
 
     def __init__(self, file: int) -> None:
         self._file = file
         # Pictures in use hold on to the map that they are in: it is let go, never closed.
         self._map: mmap.mmap | None = None
-        if not fcntl.fcntl(file, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+        try:
+            sealed = fcntl.fcntl(file, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
+        except OSError:  # no memory at all, but a pipe, say
+            sealed = 0
+        if not sealed:
             os.close(file)
-            raise ValueError("the memory of a worker's pictures is not sealed")
+            raise ValueError("what a worker shares is not sealed memory")
 
     @classmethod
     async def received(cls, connection: socket.socket) -> Self:
@@ -135,6 +144,7 @@ class ReceivedPictures:
 
         Raises:
             ValueError: it would end outside the memory.
+            OSError: the system has no room to map it.
         """
         picture_bytes = side * side * 3
         if self._map is None or not 0 <= offset <= len(self._map) - picture_bytes:

@@ -69,23 +69,24 @@ class _Link:
         while True:
             self._lost.clear()
             frames = FrameProtocol(self._on_message, self._on_lost)
-            # Callers who leave free their places among the pending, not those in the memory: a halted engine
-            # does not say that it reads no more.
-            with contextlib.closing(PictureSlots(2 * self._max_pending)) as slots:
-                self._wire = _Wire(frames, slots)
-                try:
+            try:
+                # Callers who leave free their places among the pending, not those in the memory: a halted engine does not say that it
+                # reads no more.
+                with contextlib.closing(PictureSlots(2 * self._max_pending)) as slots:
+                    self._wire = _Wire(frames, slots)
                     await self._connect(self._wire)
-                    pause_s = _RECONNECT_MIN_S
                     await self._lost.wait()
-                except OSError:
-                    # Not there yet, or being replaced: the supervisor restarts it. Liveness does not hang on this.
-                    self.heard.set()
-                except asyncio.CancelledError:
-                    self._ending = True
-                    raise
-                finally:
-                    self._wire = None
-                    frames.close()
+                    if slots.reserved:  # all went well, once
+                        pause_s = _RECONNECT_MIN_S
+            except OSError:
+                # Not there yet, or being replaced: the supervisor restarts it. Liveness does not hang on this.
+                self.heard.set()
+            except asyncio.CancelledError:
+                self._ending = True
+                raise
+            finally:
+                self._wire = None
+                frames.close()
             await asyncio.sleep(pause_s)
             pause_s = min(_RECONNECT_MAX_S, pause_s * 1.5)
 

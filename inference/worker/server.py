@@ -54,7 +54,7 @@ class _Connection:
             return
         try:
             pixels = self._pictures.picture(message.offset, status.models[0].preprocessing.crop_px)
-        except ValueError:
+        except (OSError, ValueError):
             _log.exception("engine_picture_refused", offset=message.offset)
             self.frames.send(Failure(message.id, "failed"))
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -146,6 +147,34 @@ async def test_memory_that_its_worker_could_cut_short_is_refused() -> None:
         os.close(unsealed)
         with pytest.raises(ValueError, match="sealed"):
             await ReceivedPictures.received(theirs)
+
+
+async def test_a_descriptor_that_is_no_memory_is_refused_and_closed() -> None:
+    reading, writing = os.pipe()
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    with ours, theirs:
+        socket.send_fds(ours, [b"\0"], [writing])
+        os.close(writing)
+        with pytest.raises(ValueError, match="sealed"):
+            await ReceivedPictures.received(theirs)
+    assert os.read(reading, 1) == b""  # no writer is left
+    os.close(reading)
+
+
+async def test_a_worker_that_runs_out_of_descriptors_finds_its_engine_when_it_has_some_again(stand: Stand) -> None:
+    stand.model.open.set()
+    engine = ProcessEngine([stand.path], max_pending=4)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        engine.start()
+        await engine.heard(timeout_s=30)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not engine.status().ready
+    await until(lambda: engine.status().ready)
+    await engine.aclose()
 
 
 async def test_a_hello_that_brings_no_memory_is_refused_and_the_next_worker_is_served(stand: Stand) -> None:
