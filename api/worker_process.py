@@ -113,16 +113,11 @@ async def _serve(config: dict[str, Any]) -> None:
     pulse = Pulse(config["pulse"])
     metrics_dir = share_metrics(config["metrics_dir"], config["name"], planned=config["planned"])
     async with _open_services(settings, config["name"], [Path(path) for path in config["engines"]], metrics_dir) as services:
-
-        def started() -> None:
-            keep_what_exists()
-            pulse.beat(serving=True)
-
         server = Server(
             create_app(services),
             settings.http,
             services.lifecycle,
-            on_started=started,
+            on_started=lambda: pulse.beat(serving=True),
             on_refused=services.metrics.refused,
         )
         standard_output().on_drops(count=services.metrics.log_drops.inc)
@@ -135,6 +130,7 @@ async def _serve(config: dict[str, Any]) -> None:
         when_supervisor_dies(end)
         loop.add_signal_handler(signal.SIGHUP, server.retire)
         beating = asyncio.create_task(pulse.beat_regularly(lambda: server.started), name="beat")
+        keep_what_exists()
         try:
             await server.serve(sockets=[socket.socket(fileno=config["listener"])])
         finally:

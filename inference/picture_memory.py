@@ -147,11 +147,11 @@ class ReceivedPictures:
             OSError: the system has no room to map it.
         """
         picture_bytes = side * side * 3
-        if self._map is None or not 0 <= offset <= len(self._map) - picture_bytes:
-            # Its worker gives the file its size when it has heard how large pictures are.
-            if not 0 <= offset <= os.fstat(self._file).st_size - picture_bytes:
-                raise ValueError("a picture outside its memory")
+        # Its worker gives the file its size, once, when it has heard how large pictures are.
+        if self._map is None and os.fstat(self._file).st_size:
             self._map = mmap.mmap(self._file, 0, prot=mmap.PROT_READ)
+        if self._map is None or not 0 <= offset <= len(self._map) - picture_bytes:
+            raise ValueError("a picture outside its memory")
         return np.frombuffer(self._map, np.uint8, picture_bytes, offset).reshape(side, side, 3)
 
     def close(self) -> None:

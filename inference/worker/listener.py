@@ -13,7 +13,7 @@ import structlog
 from inference.ipc import FrameProtocol
 from inference.picture_memory import ReceivedPictures
 
-LOOK_EVERY_S: Final = 1.0
+_LOOK_EVERY_S: Final = 1.0
 _BACKLOG: Final = 128
 
 _log: Final = structlog.get_logger()
@@ -64,7 +64,7 @@ class Listener:
                     connection, _ = await self._loop.sock_accept(listening)
                 except OSError:  # too many open files, say
                     _log.exception("engine_accept_failed")
-                    await asyncio.sleep(LOOK_EVERY_S)
+                    await asyncio.sleep(_LOOK_EVERY_S)
                 else:
                     greeting = asyncio.create_task(self._greet(connection))
                     self._greeting.add(greeting)
@@ -84,7 +84,7 @@ class Listener:
 
     async def _look_after(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(_LOOK_EVERY_S)
             if self._path.exists():
                 continue
             _log.warning("engine_socket_gone")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import api.decoding
-from api.decoding import DecodePool
+from api.decoding import Decoded, DecodePool
 from inference.errors import ImageTooLarge, Overloaded, UnsupportedImage
 from inference.image import DecodedImage, decode
 from inference.types import Preprocessing
@@ -50,6 +50,16 @@ async def _begun(held: HeldDecoder) -> None:
     assert await asyncio.to_thread(held.begun.acquire, timeout=10)
 
 
+async def _one_runs_and_one_waits(
+    pool: DecodePool, picture: Picture, held: HeldDecoder
+) -> tuple[asyncio.Task[Decoded], asyncio.Task[Decoded]]:
+    running = asyncio.create_task(pool.decode(picture("red"), PREPROCESSING, client="a"))
+    await _begun(held)
+    waiting = asyncio.create_task(pool.decode(picture("green"), PREPROCESSING, client="a"))
+    await asyncio.sleep(0)
+    return running, waiting
+
+
 async def test_a_picture_is_decoded_and_timed(pool: DecodePool, picture: Picture) -> None:
     image, decode_ms = await pool.decode(picture("red"), PREPROCESSING, client="a")
 
@@ -87,10 +97,7 @@ async def test_a_place_is_free_again_when_a_picture_is_done_or_has_failed(pool: 
 async def test_a_cancelled_picture_that_waits_is_never_decoded_and_frees_its_place(
     pool: DecodePool, picture: Picture, held: HeldDecoder
 ) -> None:
-    running = asyncio.create_task(pool.decode(picture("red"), PREPROCESSING, client="a"))
-    await _begun(held)
-    waiting = asyncio.create_task(pool.decode(picture("green"), PREPROCESSING, client="a"))
-    await asyncio.sleep(0)
+    running, waiting = await _one_runs_and_one_waits(pool, picture, held)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -137,10 +144,7 @@ async def test_clients_are_decoded_in_turn_and_a_flood_gives_way_where_too_many_
 async def test_what_waits_when_the_pool_is_closed_is_cancelled_and_never_decoded(
     pool: DecodePool, picture: Picture, held: HeldDecoder
 ) -> None:
-    running = asyncio.create_task(pool.decode(picture("red"), PREPROCESSING, client="a"))
-    await _begun(held)
-    waiting = asyncio.create_task(pool.decode(picture("green"), PREPROCESSING, client="a"))
-    await asyncio.sleep(0)
+    running, waiting = await _one_runs_and_one_waits(pool, picture, held)
     pool.close()
     with pytest.raises(asyncio.CancelledError):
         await waiting

@@ -130,7 +130,7 @@ def leave_while_it_waits_for_the_engine(visitor: Visitor, picture: bytes) -> Cal
     visitor.engine.suspend()
     handover = Handover(visitor.worker)
     visitor.connection.send(visitor.head("/predict", "image/jpeg", len(picture)) + picture)
-    wait_until(lambda: handover.has_come)
+    handover.wait()
 
     def confirm() -> None:
         try:

@@ -9,8 +9,7 @@ import resource
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import msgspec
 import numpy as np
@@ -21,7 +20,7 @@ from inference.ipc import Predict
 from inference.picture_memory import PictureSlots, ReceivedPictures
 from inference.process_engine import ProcessEngine
 from inference.types import Pixels
-from support.echo_engine import SIDE, EchoModel, Stand, picture, until
+from support.echo_engine import SIDE, Stand, connected, picture, until
 
 MAX_PICTURES = 4
 PICTURE_BYTES = SIDE * SIDE * 3
@@ -37,21 +36,18 @@ def slots() -> Iterator[PictureSlots]:
 
 @pytest.fixture
 async def received(slots: PictureSlots) -> AsyncIterator[ReceivedPictures]:
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-    with ours, theirs:
-        slots.hand_over(ours)
-        received = await ReceivedPictures.received(theirs)
+    received = await handed_over(slots.hand_over)
     yield received
     received.close()
 
 
-@pytest.fixture
-async def stand(tmp_path: Path) -> AsyncIterator[Stand]:
-    stand = Stand(tmp_path / "engine.sock", EchoModel())
-    await stand.start()
-    yield stand
-    await stand.stop()
+async def handed_over(pass_on: Callable[[socket.socket], object]) -> ReceivedPictures:
+    """What an engine receives on a connection on which a worker has done that."""
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    with ours, theirs:
+        pass_on(ours)
+        return await ReceivedPictures.received(theirs)
 
 
 def noise(seed: int) -> Pixels:
@@ -79,11 +75,7 @@ async def test_a_picture_in_use_outlives_the_connection_on_both_sides(slots: Pic
     there = received.picture(slots.put(1, noise(1)), SIDE)
     other = PictureSlots(1)
     other.reserve(PICTURE_BYTES)
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-    with ours, theirs:
-        other.hand_over(ours)
-        from_other = await ReceivedPictures.received(theirs)
+    from_other = await handed_over(other.hand_over)
     seen = from_other.picture(other.put(1, noise(5)), SIDE)
     from_other.close()
     other.close()
@@ -102,11 +94,7 @@ async def test_a_picture_outside_the_memory_is_refused(slots: PictureSlots, rece
 
 async def test_before_there_is_room_there_is_no_picture_to_read() -> None:
     slots = PictureSlots(MAX_PICTURES)
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-    with ours, theirs:
-        slots.hand_over(ours)
-        received = await ReceivedPictures.received(theirs)
+    received = await handed_over(slots.hand_over)
     with pytest.raises(ValueError, match="outside"):
         received.picture(0, SIDE)
     slots.reserve(PICTURE_BYTES)
@@ -139,25 +127,17 @@ else:
 
 
 async def test_memory_that_its_worker_could_cut_short_is_refused() -> None:
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-    with ours, theirs:
-        unsealed = os.memfd_create("unsealed", os.MFD_ALLOW_SEALING)
-        socket.send_fds(ours, [b"\0"], [unsealed])
-        os.close(unsealed)
-        with pytest.raises(ValueError, match="sealed"):
-            await ReceivedPictures.received(theirs)
+    unsealed = os.memfd_create("unsealed", os.MFD_ALLOW_SEALING)
+    with pytest.raises(ValueError, match="sealed"):
+        await handed_over(lambda worker: socket.send_fds(worker, [b"\0"], [unsealed]))
+    os.close(unsealed)
 
 
 async def test_a_descriptor_that_is_no_memory_is_refused_and_closed() -> None:
     reading, writing = os.pipe()
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-    with ours, theirs:
-        socket.send_fds(ours, [b"\0"], [writing])
-        os.close(writing)
-        with pytest.raises(ValueError, match="sealed"):
-            await ReceivedPictures.received(theirs)
+    with pytest.raises(ValueError, match="sealed"):
+        await handed_over(lambda worker: socket.send_fds(worker, [b"\0"], [writing]))
+    os.close(writing)
     assert os.read(reading, 1) == b""  # no writer is left
     os.close(reading)
 
@@ -185,11 +165,8 @@ async def test_a_hello_that_brings_no_memory_is_refused_and_the_next_worker_is_s
         with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
             await reader.readexactly(1)
     writer.close()
-    engine = ProcessEngine([stand.path], max_pending=4)
-    engine.start()
-    await until(lambda: engine.status().ready)
-    assert (await engine.predict(picture(3), top_k=1, timeout_s=30, client="c")).scores[0].class_id == 3
-    await engine.aclose()
+    async with connected(stand.path, max_pending=4) as engine:
+        assert (await engine.predict(picture(3), top_k=1, timeout_s=30, client="c")).scores[0].class_id == 3
 
 
 async def test_a_message_about_a_picture_outside_the_memory_fails_alone(stand: Stand) -> None:
@@ -223,25 +200,22 @@ async def _exactly(connection: socket.socket, size: int) -> bytes:
 
 
 async def test_the_place_of_a_caller_who_left_is_not_used_again_while_a_lane_reads_it(stand: Stand) -> None:
-    engine = ProcessEngine([stand.path], max_pending=1)  # two places
-    engine.start()
-    await until(lambda: engine.status().ready)
-    left = asyncio.create_task(engine.predict(picture(1), top_k=1, timeout_s=30, client="c"))
-    await stand.running()
-    left.cancel()
-    second = asyncio.create_task(engine.predict(picture(2), top_k=1, timeout_s=30, client="c"))
-    await until(lambda: len(stand.queue) == 1)
-    second.cancel()
-    await until(lambda: len(stand.queue) == 0)
-    # The engine has said that it will not run the second; of the first it has said nothing yet.
-    answered = asyncio.create_task(_predict_when_there_is_a_place(engine, 3))
-    await until(lambda: len(stand.queue) == 1)
-    with pytest.raises(Overloaded):
-        await engine.predict(picture(4), top_k=1, timeout_s=30, client="d")
-    stand.model.open.set()
-    assert await answered == 3
-    assert stand.model.ran == [[1], [3]]
-    await engine.aclose()
+    async with connected(stand.path, max_pending=1) as engine:  # two places
+        left = asyncio.create_task(engine.predict(picture(1), top_k=1, timeout_s=30, client="c"))
+        await stand.running()
+        left.cancel()
+        second = asyncio.create_task(engine.predict(picture(2), top_k=1, timeout_s=30, client="c"))
+        await until(lambda: len(stand.queue) == 1)
+        second.cancel()
+        await until(lambda: len(stand.queue) == 0)
+        # The engine has said that it will not run the second; of the first it has said nothing yet.
+        answered = asyncio.create_task(_predict_when_there_is_a_place(engine, 3))
+        await until(lambda: len(stand.queue) == 1)
+        with pytest.raises(Overloaded):
+            await engine.predict(picture(4), top_k=1, timeout_s=30, client="d")
+        stand.model.open.set()
+        assert await answered == 3
+        assert stand.model.ran == [[1], [3]]
 
 
 async def _predict_when_there_is_a_place(engine: ProcessEngine, number: int) -> int:
@@ -255,19 +229,16 @@ async def _predict_when_there_is_a_place(engine: ProcessEngine, number: int) -> 
 
 async def test_after_ten_thousand_pictures_of_callers_who_mostly_leave_no_place_is_lost(stand: Stand) -> None:
     stand.model.open.set()
-    engine = ProcessEngine([stand.path], max_pending=8)
-    engine.start()
-    await until(lambda: engine.status().ready)
+    async with connected(stand.path, max_pending=8) as engine:
 
-    async def caller(client: int) -> None:
-        for turn in range(625):
-            call = asyncio.create_task(engine.predict(picture(client), top_k=1, timeout_s=30, client=str(client)))
-            for _ in range(turn % 5):
-                await asyncio.sleep(0)
-            if turn % 4:
-                call.cancel()
-            await asyncio.gather(call, return_exceptions=True)
+        async def caller(client: int) -> None:
+            for turn in range(625):
+                call = asyncio.create_task(engine.predict(picture(client), top_k=1, timeout_s=30, client=str(client)))
+                for _ in range(turn % 5):
+                    await asyncio.sleep(0)
+                if turn % 4:
+                    call.cancel()
+                await asyncio.gather(call, return_exceptions=True)
 
-    await asyncio.gather(*map(caller, range(16)))
-    assert await asyncio.gather(*(_predict_when_there_is_a_place(engine, number) for number in range(8))) == list(range(8))
-    await engine.aclose()
+        await asyncio.gather(*map(caller, range(16)))
+        assert await asyncio.gather(*(_predict_when_there_is_a_place(engine, number) for number in range(8))) == list(range(8))

@@ -19,24 +19,13 @@ from inference.types import Pixels
 from inference.worker.batcher import Batcher
 from inference.worker.queue import Entry, FairQueue
 from inference.worker.watchdog import ForwardPass
-from support.echo_engine import METRICS, SIDE, EchoModel, Stand, picture, until
-
-
-@pytest.fixture
-async def stand(tmp_path: Path) -> AsyncIterator[Stand]:
-    stand = Stand(tmp_path / "engine.sock", EchoModel())
-    await stand.start()
-    yield stand
-    await stand.stop()
+from support.echo_engine import METRICS, SIDE, EchoModel, Stand, connected, picture, until
 
 
 @pytest.fixture
 async def engine(stand: Stand) -> AsyncIterator[ProcessEngine]:
-    engine = ProcessEngine([stand.path], max_pending=64)
-    engine.start()
-    await until(lambda: engine.status().ready)
-    yield engine
-    await engine.aclose()
+    async with connected(stand.path, max_pending=64) as engine:
+        yield engine
 
 
 async def test_the_answer_is_that_of_the_picture_with_its_labels_and_timings(stand: Stand, engine: ProcessEngine) -> None:
@@ -114,12 +103,9 @@ async def test_a_caller_who_leaves_frees_his_place_and_is_never_run(stand: Stand
 async def test_the_pictures_of_a_worker_that_died_are_never_run(stand: Stand, engine: ProcessEngine) -> None:
     first = asyncio.create_task(engine.predict(picture(1), top_k=1, timeout_s=30, client="c"))
     await stand.running()
-    dying = ProcessEngine([stand.path], max_pending=64)
-    dying.start()
-    await until(lambda: dying.status().ready)
-    second = asyncio.create_task(dying.predict(picture(9), top_k=1, timeout_s=30, client="c"))
-    await until(lambda: len(stand.queue) == 1)
-    await dying.aclose()
+    async with connected(stand.path, max_pending=64) as dying:
+        second = asyncio.create_task(dying.predict(picture(9), top_k=1, timeout_s=30, client="c"))
+        await until(lambda: len(stand.queue) == 1)
     await until(lambda: len(stand.queue) == 0)
     with pytest.raises(EngineUnavailable):
         await second

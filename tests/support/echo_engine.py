@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.errors import InferenceFailed
+from inference.process_engine import ProcessEngine
 from inference.types import EngineStatus, ModelInfo, Pixels, Preprocessing
 from inference.worker.batcher import Batcher
 from inference.worker.metrics import EngineMetrics
@@ -100,6 +102,18 @@ class Stand:
     async def running(self) -> None:
         """Wait until a batch is at the model."""
         assert await asyncio.to_thread(self.model.entered.acquire, timeout=30)
+
+
+@asynccontextmanager
+async def connected(path: Path, *, max_pending: int) -> AsyncIterator[ProcessEngine]:
+    """An API worker's side, connected to an engine that is ready."""
+    engine = ProcessEngine([path], max_pending=max_pending)
+    engine.start()
+    try:
+        await until(lambda: engine.status().ready)
+        yield engine
+    finally:
+        await engine.aclose()
 
 
 async def until(condition: object) -> None:

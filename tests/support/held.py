@@ -64,9 +64,14 @@ class Handover:
             with file.open("r+b") as memory:
                 memory.write(bytes(min(_WATCHED_BYTES, file.stat().st_size)))
 
-    @property
-    def has_come(self) -> bool:
-        """True once there is one."""
+    def wait(self, request: InFlight | None = None) -> None:
+        """Wait until there is one; `request`, which brings it, must not be answered before."""
+        deadline_s = time.monotonic() + 30
+        while not self._has_come():
+            assert time.monotonic() < deadline_s, "the picture never reached the engine"
+            assert request is None or request.is_waiting, request.wait().text
+
+    def _has_come(self) -> bool:
         for file in self._files:
             with file.open("rb") as memory:
                 if any(memory.read(_WATCHED_BYTES)):
@@ -85,10 +90,7 @@ class Held:
         self.engine.suspend()
         handover = Handover(serving)
         self.request = InFlight(service, picture, token, http)
-        deadline_s = time.monotonic() + 30
-        while not handover.has_come:
-            assert time.monotonic() < deadline_s, "the picture never reached the engine"
-            assert self.request.is_waiting, self.request.wait().text
+        handover.wait(self.request)
 
     def answer(self) -> httpx.Response:
         """What the caller got in the end."""
