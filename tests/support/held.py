@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -54,11 +54,21 @@ class InFlight:
         return self.answer
 
 
+def _open_files(process: psutil.Process, name: str) -> list[Path]:
+    """The descriptors of a running process that are open on a file whose name holds `name`."""
+    found = []
+    for link in Path(f"/proc/{process.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # the process has closed this one since the folder was listed
+            if name in str(link.readlink()):
+                found.append(link)
+    return found
+
+
 class Handover:
     """Sees when a worker hands the next picture to an engine. Made while none of its pictures is in flight."""
 
     def __init__(self, worker: psutil.Process) -> None:
-        self._files = [link for link in Path(f"/proc/{worker.pid}/fd").iterdir() if "lensgate-pictures" in str(link.readlink())]
+        self._files = _open_files(worker, "lensgate-pictures")
         assert self._files, "the worker is not connected to an engine"
         for file in self._files:
             with file.open("r+b") as memory:
