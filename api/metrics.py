@@ -54,9 +54,12 @@ class Metrics:
         )
         self.decode_duration = Histogram(
             "lensgate_decode_duration_seconds",
-            "Decoding a picture, the wait for a thread included.",
+            "Decoding a picture, the wait for a decoder included.",
             buckets=SECONDS,
             registry=registry,
+        )
+        self.decoder_deaths = Counter(
+            "lensgate_decoder_deaths_total", "Decoders that ended by themselves or were killed, and were started again.", registry=registry
         )
         self.queue_duration = Histogram(
             "lensgate_queue_duration_seconds",

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
-from api.decoding import DecodePool
 from api.metrics import Metrics
 from api.settings import Settings
+from inference.decoding.pool import DecodePool
 from inference.engine import Engine
 from security.clients import ClientRegistry
 from security.key_ring import KeyStore
@@ -22,8 +22,6 @@ from security.trusted_issuers import TrustedIssuers
 
 if TYPE_CHECKING:  # it loads OpenTelemetry
     from api.otlp_tracer import OtlpTracer
-
-__all__ = ["DecodePool", "Lifecycle", "Services", "services_of"]
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -15,12 +16,10 @@ from typing import Any, Final
 
 import uvloop
 
-from api.allocator import return_large_blocks
 from api.app import create_app
 from api.child_config import read_config, when_supervisor_dies
 from api.children import EXIT_CONFIGURATION
 from api.credential_metrics import CredentialMetrics
-from api.decoding import DecodePool
 from api.log import configure_logging
 from api.log_writer import standard_output
 from api.metric_files import remove_metric_files, share_metrics
@@ -30,7 +29,9 @@ from api.server import Server, allow_many_connections
 from api.services import Services
 from api.settings import Settings
 from api.tracing import tracer_for
+from inference.allocator import return_large_blocks
 from inference.cores import usable_cores
+from inference.decoding.pool import DecodePool
 from inference.garbage import keep_what_exists
 from inference.process_engine import ProcessEngine
 from security.clients import ClientRegistry
@@ -43,7 +44,7 @@ from security.revocation import RevocationView
 from security.tokens import TokenIssuer, TokenVerifier
 from security.trusted_issuers import TrustedIssuers
 
-_MAX_WAITING_DECODES_PER_THREAD: Final = 32
+_MAX_WAITING_PER_DECODER: Final = 32
 _FIRST_WORD_S: Final = 1.0
 """How long a new worker waits to hear from the engines before it takes requests: one that knows nothing would refuse them."""
 
@@ -70,9 +71,15 @@ async def _open_services(
     await rates.start()
     engine = ProcessEngine(engine_sockets, max_pending=settings.inference.queue_size)
     engine.start()
+    decoders = _decoders(settings.http.workers)
+    decoder = DecodePool(
+        max_pixels=settings.inference.max_pixels,
+        processes=decoders,
+        max_waiting=decoders * _MAX_WAITING_PER_DECODER,
+        on_death=metrics.decoder_deaths.inc,
+    )
+    decoder.start()
     await engine.heard(timeout_s=_FIRST_WORD_S)
-    threads = usable_cores()
-    decoder = DecodePool(max_pixels=settings.inference.max_pixels, threads=threads, max_waiting=threads * _MAX_WAITING_DECODES_PER_THREAD)
     polls = [
         asyncio.create_task(keys.run(), name="poll keys"),
         asyncio.create_task(credentials.watch_key(keys, security.poll_s), name="say which key signs"),
@@ -102,10 +109,16 @@ async def _open_services(
         await asyncio.gather(*polls, return_exceptions=True)
         await engine.aclose()
         await rates.aclose()
-        decoder.close()
+        await decoder.aclose()
         await database.aclose()
         if tracer is not None:
             await asyncio.to_thread(tracer.close)
+
+
+def _decoders(workers: int) -> int:
+    """How many decoders each worker has: twice its share of the cores, because connections do not spread evenly over the workers."""
+    cores = usable_cores()
+    return min(cores, math.ceil(2 * cores / workers))
 
 
 async def _serve(config: dict[str, Any]) -> None:

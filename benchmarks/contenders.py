@@ -90,7 +90,7 @@ def start_lensgate(folder: Path, stub: Stub, model: Model | None, *, extra: Mapp
         }
     settings |= extra or {}
     if stub:
-        settings |= {"BENCH_STUBBED": str(stub), "PYTHONPATH": str(_STUBS)}
+        settings |= {"PYTHON_BENCH_STUBBED": str(stub), "PYTHONPATH": str(_STUBS)}
     tree = Tree("lensgate", ["-m", "api.cli", "serve"], folder, settings)
     try:
         start_s = tree.wait_for(port, "/readyz")

@@ -33,7 +33,6 @@ from rich.table import Table
 from starlette.types import Message, Scope
 
 from api.app import create_app
-from api.decoding import Decoded, DecodePool
 from api.log import configure_logging
 from api.record import RECORD_KEY, RequestRecord
 from api.services import Services
@@ -41,6 +40,7 @@ from api.settings import HttpSettings, Settings
 from api.trace_context import continue_trace
 from api.worker_process import _open_services
 from benchmarks.machine import describe_machine
+from inference.decoding.pool import Decoded, DecodePool
 from inference.image import DecodedImage
 from inference.types import ClassScore, EngineStatus, ModelInfo, Pixels, Prediction, Preprocessing
 from security.database import Database
@@ -86,7 +86,7 @@ class StubDecoder(DecodePool):
     """Decodes nothing."""
 
     def __init__(self) -> None:
-        super().__init__(max_pixels=1, threads=1, max_waiting=0)
+        super().__init__(max_pixels=1, processes=1, max_waiting=0)
         self._decoded = Decoded(DecodedImage(np.zeros((224, 224, 3), np.uint8), "jpeg", 500, 334), 1.0)
 
     async def decode(self, data: bytes, preprocessing: Preprocessing, *, client: str) -> Decoded:

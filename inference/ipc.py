@@ -1,21 +1,20 @@
-"""The wire between an API worker and an engine on the same host: length-prefixed frames on a unix stream socket.
+"""The wire between an API worker and an engine on the same host: framed messages (`inference.frames`) on a unix stream socket.
 
-A frame is `message_bytes: u32` (little-endian), then a MessagePack message. Nothing is pickled, and pixels do not come this way but through
-shared memory (`inference.picture_memory`). See docs/decisions/0001 and 0005.
+Nothing is pickled, and pixels do not come this way but through shared memory (`inference.picture_memory`). See docs/decisions/0001 and
+0005.
 """
 
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections.abc import Callable
 from typing import Final, Literal, cast
 
 import msgspec
 
+from inference.frames import HEADER, frame
 from inference.types import EngineStatus
 
-_HEADER: Final = struct.Struct("<I")
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 """A status carries every label of its models; nothing else comes near."""
 _READ_BUFFER_BYTES: Final = 64 * 1024
@@ -71,7 +70,6 @@ FromEngine = Result | Failure | StatusChanged
 
 decode_from_worker: Final = msgspec.msgpack.Decoder(FromWorker).decode
 decode_from_engine: Final = msgspec.msgpack.Decoder(FromEngine).decode
-_encode: Final = msgspec.msgpack.Encoder().encode
 
 
 class FrameError(Exception):
@@ -105,13 +103,19 @@ class FrameProtocol(asyncio.BufferedProtocol):
         self._transport = None
         self._on_lost()
 
-    def send(self, message: FromWorker | FromEngine) -> bool:
+    def send(self, message: msgspec.Struct) -> bool:
         """Queue one message. False when the connection is gone."""
+        return self._write([frame(message)])
+
+    def send_with(self, message: msgspec.Struct, attachment: bytes) -> bool:
+        """As `send`, with bytes that follow the message unframed: it says how many."""
+        return self._write([frame(message), attachment])
+
+    def _write(self, parts: list[bytes]) -> bool:
         transport = self._transport
         if transport is None or transport.is_closing():
             return False
-        encoded = _encode(message)
-        transport.write(_HEADER.pack(len(encoded)) + encoded)
+        transport.writelines(parts)
         return True
 
     def close(self) -> None:
@@ -133,13 +137,13 @@ class FrameProtocol(asyncio.BufferedProtocol):
 
     def _cut(self) -> None:
         start = 0
-        while self._filled - start >= _HEADER.size:
-            (message_bytes,) = _HEADER.unpack_from(self._buffer, start)
+        while self._filled - start >= HEADER.size:
+            (message_bytes,) = HEADER.unpack_from(self._buffer, start)
             if message_bytes > MAX_MESSAGE_BYTES:
                 raise FrameError
-            body = start + _HEADER.size
+            body = start + HEADER.size
             if self._filled - body < message_bytes:
-                self._make_room(_HEADER.size + message_bytes)
+                self._make_room(HEADER.size + message_bytes)
                 break
             start = body + message_bytes
             self._on_message(bytes(memoryview(self._buffer)[body:start]))

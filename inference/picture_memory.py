@@ -64,7 +64,7 @@ class PictureSlots:
             OSError: the system has no room for them, or RLIMIT_FSIZE forbids it for good.
         """
         self._slot_bytes = -(-picture_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        _set_size(self._file, self._max_pictures * self._slot_bytes)
+        set_size(self._file, self._max_pictures * self._slot_bytes)
         self._map = mmap.mmap(self._file, self._max_pictures * self._slot_bytes)
 
     def put(self, picture_id: int, pixels: Pixels) -> int:
@@ -87,8 +87,12 @@ class PictureSlots:
             self._map.close()
 
 
-def _set_size(file: int, size_bytes: int) -> None:
-    # The limit on the size of files, which is meant for disks, holds for this memory too.
+def set_size(file: int, size_bytes: int) -> None:
+    """Give memory that is a file its size, whatever the soft limit on the size of files (RLIMIT_FSIZE), which is meant for disks.
+
+    Raises:
+        OSError: the system has no room for it, or the hard limit forbids it.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     try:

@@ -1,7 +1,7 @@
-"""Puts a stub in the place of the model, and with `BENCH_STUBBED=model,decode` also of the decoder, into the processes of a real service.
+"""Puts a stub in the place of the model, and with `PYTHON_BENCH_STUBBED=model,decode` of decoding, too, in the processes of a real service.
 
-Python runs this file at the start of every process that has its folder on PYTHONPATH. All the rest is what ships: the gate, HTTP, the
-decoding threads, the wire to the engine, its queue and its batches, the log.
+Python runs this file at the start of every process that has its folder on PYTHONPATH; decoders hear of no variables but Python's own. All
+the rest is what ships: the gate, HTTP, the wires to decoders and engine, its queue and its batches, the log.
 """
 
 from __future__ import annotations
@@ -62,21 +62,21 @@ def _stub_model() -> None:
 
 
 def _stub_decode() -> None:
-    """In an API worker: the first picture is decoded, and stands for all others."""
-    decoding: Any = importlib.import_module("api.decoding")
-    decode = decoding.decode
+    """In a decoder: the first picture is decoded, and stands for all others."""
+    image: Any = importlib.import_module("inference.image")
+    decode = image.decode
     decoded: list[Any] = []
 
-    def decode_once(data: bytes, **options: Any) -> Any:  # noqa: ANN401 # as Lensgate's
+    def decode_once(data: memoryview, **options: Any) -> Any:  # noqa: ANN401 # as Lensgate's
         if not decoded:
             decoded.append(decode(data, **options))
         return decoded[0]
 
-    decoding.decode = decode_once
+    image.decode = decode_once
 
 
-_stubbed = os.environ["BENCH_STUBBED"].split(",")
+_stubbed = os.environ["PYTHON_BENCH_STUBBED"].split(",")
 if "model" in _stubbed and "api.engine_process" in sys.orig_argv:
     _stub_model()
-if "decode" in _stubbed and "api.worker_process" in sys.orig_argv:
+if "decode" in _stubbed and "inference.decoding.process" in sys.orig_argv:
     _stub_decode()

@@ -23,8 +23,9 @@ from pydantic import SecretStr
 
 from api.app import create_app
 from api.log import configure_logging
-from api.services import DecodePool, Services
+from api.services import Services
 from api.settings import HttpSettings, Settings
+from inference.decoding.pool import DecodePool
 from inference.types import ClassScore, EngineStatus, ModelInfo, Pixels, Prediction, Preprocessing
 from security.client_records import CreatedClient
 from security.clients import ClientRegistry
@@ -184,7 +185,8 @@ async def _services(settings: Settings, model: Model) -> AsyncIterator[tuple[Ser
     names = {"issuer": settings.issuer, "audience": settings.security.audience}
     revocations = RevocationView(registry, issuer=settings.issuer, poll_s=settings.security.poll_s)
     await revocations.refresh()
-    decoder = DecodePool(max_pixels=settings.inference.max_pixels, threads=2, max_waiting=32)
+    decoder = DecodePool(max_pixels=settings.inference.max_pixels, processes=2, max_waiting=32)
+    decoder.start()
     try:
         yield (
             Services(
@@ -200,7 +202,7 @@ async def _services(settings: Settings, model: Model) -> AsyncIterator[tuple[Ser
             clients,
         )
     finally:
-        decoder.close()
+        await decoder.aclose()
         await database.aclose()
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -13,6 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from support.decoders import DECODER, decoders_of
 from support.faults import sitecustomize as faults
 from support.held import API, Held, connection_to, wait_until_ready
 from support.pictures import (
@@ -104,19 +106,20 @@ def test_074_what_is_no_jpeg_png_or_webp_is_415_whatever_its_declared_type(gate:
 
 @pytest.mark.parametrize("name", huge_headers(60_000, 60_000))
 def test_076_a_header_that_promises_too_many_pixels_is_413_and_no_pixel_is_allocated(gate: Service, token: str, name: str) -> None:
-    (worker,) = gate.children(API)
-    gate.predict(blank(300), token)  # what a first picture needs is there
-    before = reset_peak(worker)
+    processes = [*gate.children(API), *gate.children(DECODER)]
+    for _ in processes:
+        gate.predict(blank(300), token)  # what a first picture needs is there
+    before = [reset_peak(process) for process in processes]
     side_px = 16_383 if name in ("lossy webp", "lossless webp") else 60_000  # VP8 and VP8L have 14 bits for a side
     assert refusal(gate.predict(huge_headers(side_px, side_px)[name], token)) == (413, "image_too_large")
-    assert peak_bytes(worker) - before < 4 << 20
+    assert all(peak_bytes(process) - least < 4 << 20 for process, least in zip(processes, before, strict=True))
 
 
 def test_076_the_memory_that_pixels_take_would_be_seen(gate: Service, token: str) -> None:
-    (worker,) = gate.children(API)
-    before = reset_peak(worker)
+    decoders = gate.children(DECODER)
+    before = [reset_peak(decoder) for decoder in decoders]
     assert gate.predict(blank(7000, 7000), token).status_code == 200  # 49 megapixels, just under the limit
-    assert peak_bytes(worker) - before > 40 << 20
+    assert any(peak_bytes(decoder) - least > 40 << 20 for decoder, least in zip(decoders, before, strict=True))
 
 
 def reset_peak(process: psutil.Process) -> int:
@@ -133,12 +136,17 @@ def peak_bytes(process: psutil.Process) -> int:
 
 
 def test_077_a_jpeg_of_300_000_scans_is_422_and_not_one_scan_is_decoded(gate: Service, token: str) -> None:
-    (worker,) = gate.children(API)
+    processes = [*gate.children(API), *gate.children(DECODER)]
     picture = with_scans(progressive_jpeg(gradient(2000, 2000), 60), SCANS)
-    began_s = sum(worker.cpu_times()[:2])
+    began_s = cpu_s(processes)
     assert refusal(gate.predict(picture, token, "image/jpeg")) == (422, "invalid_image")
     # An empty scan of 4 megapixels costs 0.2 ms and more: all of them a minute, and the intake may not even walk them all.
-    assert sum(worker.cpu_times()[:2]) - began_s < 2
+    assert cpu_s(processes) - began_s < 2
+
+
+def cpu_s(processes: Sequence[psutil.Process]) -> float:
+    """The CPU time that they have used."""
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 def test_077_scans_within_the_bound_are_decoded(gate: Service, token: str) -> None:
@@ -256,16 +264,36 @@ def test_083_of_an_animation_the_first_frame_is_taken(gate: Service, token: str,
     assert distance(answer, scores(gate.predict(encode(PHOTO, "PNG"), token, query="?top_k=100"))) < TOLERANCE
 
 
-def test_086_a_decoder_that_crashes_takes_only_its_own_worker_s_requests_along(faulty_gate: Service, faulty_token: str) -> None:
+def test_086_a_picture_that_crashes_its_decoder_is_422_and_takes_nobody_along(faulty_gate: Service, faulty_token: str) -> None:
+    worker, _ = faulty_gate.children(API)
+    decoders = {one.pid for one in decoders_of(worker)}
+    after = len(faulty_gate.log)
+    picture = encode(PHOTO, "PNG")
+    with connection_to(faulty_gate, worker) as http, connection_to(faulty_gate, worker) as hostile:
+        held = Held(faulty_gate, picture, faulty_token, worker=worker, http=http)
+        try:
+            assert refusal(post(hostile, blank(faults.CRASH), faulty_token)) == (422, "invalid_image")
+            death = faulty_gate.wait_for("decoder_died", after=after, pid=worker.pid)
+            assert (death["exit_code"], death["busy"]) == (-11, True)
+            assert death["child_pid"] in decoders
+            assert held.request.is_waiting
+        finally:
+            held.engine.resume()
+        assert held.answer().json()["label"] == "espresso"
+        for _ in range(4):  # by each of its decoders, the new one among them
+            assert post(hostile, picture, faulty_token).json()["label"] == "espresso"
+
+
+def test_086_a_worker_that_dies_takes_its_decoders_along_and_is_back(faulty_gate: Service, faulty_token: str) -> None:
     victim, other = faulty_gate.children(API)
     after = len(faulty_gate.log)
     picture = encode(PHOTO, "PNG")
+    orphans = decoders_of(victim)
     with connection_to(faulty_gate, victim) as to_victim, connection_to(faulty_gate, other) as to_other:
         doomed = Held(faulty_gate, picture, faulty_token, worker=victim, http=to_victim)
         held = Held(faulty_gate, picture, faulty_token, worker=other, http=to_other)
         try:
-            with connection_to(faulty_gate, victim) as hostile, pytest.raises(httpx.TransportError):
-                post(hostile, blank(faults.CRASH), faulty_token)
+            victim.send_signal(signal.SIGSEGV)
             with pytest.raises(httpx.TransportError):
                 doomed.answer()
             assert faulty_gate.wait_for("child_died", after=after)["exit_code"] == -11
@@ -274,6 +302,9 @@ def test_086_a_decoder_that_crashes_takes_only_its_own_worker_s_requests_along(f
         finally:
             held.engine.resume()
         assert held.answer().json()["label"] == "espresso"
+    _, alive = psutil.wait_procs(orphans, timeout=30)
+    assert orphans
+    assert not alive
     faulty_gate.wait_for("worker_serving", after=after)
     (back,) = [worker for worker in faulty_gate.children(API) if worker.pid != other.pid]
     with connection_to(faulty_gate, back) as http:

@@ -1,7 +1,7 @@
-"""Faults that no input brings about, put into the API workers of a real service: the width of a PNG says which one strikes.
+"""Faults that no input brings about, put into the decoders of a real service: the width of a PNG says which one strikes.
 
-Python runs this file at the start of every process that has its folder on PYTHONPATH (`ENVIRONMENT`). Only API workers are changed, and in
-them only what happens inside the decoder. All the rest is what ships.
+Python runs this file at the start of every process that has its folder on PYTHONPATH (`ENVIRONMENT`). Only decoders are changed, and in
+them only what happens while they decode. All the rest is what ships.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ SECRET: Final = "locals-" + "s3cr3t" * 3
 
 def _install() -> None:
     png: Any = importlib.import_module("PIL.PngImagePlugin").PngImageFile
-    decoding: Any = importlib.import_module("api.decoding")
-    load, decode = png.load, decoding.decode
+    image: Any = importlib.import_module("inference.image")
+    load, decode = png.load, image.decode
 
     def faulty_load(image: Any) -> Any:  # noqa: ANN401 # as Pillow's
         if image.width == CRASH:
@@ -54,15 +54,15 @@ def _install() -> None:
             raise kind("utf-8", b"", 0, 1, "a fault") if kind is UnicodeDecodeError else kind("a fault")
         return load(image)
 
-    def faulty_decode(data: bytes, **options: Any) -> Any:  # noqa: ANN401 # as ours
+    def faulty_decode(data: memoryview, **options: Any) -> Any:  # noqa: ANN401 # as ours
         if data[16:20] == SECRET_IN_LOCALS.to_bytes(4):
             password = SECRET
             raise RuntimeError("nobody expects this fault" + password[:0])
         return decode(data, **options)
 
     png.load = faulty_load
-    decoding.decode = faulty_decode
+    image.decode = faulty_decode
 
 
-if "api.worker_process" in sys.orig_argv:
+if "inference.decoding.process" in sys.orig_argv:
     _install()

@@ -1,13 +1,17 @@
-"""Keeps a worker's memory small: what pictures took goes back to the system as soon as they are done with."""
+"""Keeps a process small: what large pictures took goes back to the system as soon as they are done with."""
 
 from __future__ import annotations
 
 import ctypes
 from typing import Final
 
+_M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 """glibc's `<malloc.h>`; mallopt(3)."""
 LARGE_BYTES: Final = 1024 * 1024
+KEPT_BYTES: Final = 8 * LARGE_BYTES
+"""How much free memory a heap may keep. glibc adjusts this by itself no longer once one of these is set, and 128 KiB would have every small
+picture's buffers given back and taken anew: 160 page faults each, a fifth of its time (docs/performance.md)."""
 
 
 def return_large_blocks() -> bool:
@@ -20,4 +24,4 @@ def return_large_blocks() -> bool:
         False where the C library is another one.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES) == 1
+    return mallopt is not None and mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES) == 1 and mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES) == 1

@@ -9,7 +9,7 @@ PROGRAM = """
 import ctypes, sys
 from pathlib import Path
 
-from api.allocator import return_large_blocks
+from inference.allocator import return_large_blocks
 
 if sys.argv[1] == "set":
     assert return_large_blocks()
@@ -42,3 +42,33 @@ print(written_bytes() - before)
 def test_a_large_block_that_is_freed_goes_back_to_the_system(mode: str, kept_bytes: range) -> None:
     run = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, timeout=60, check=True)
     assert int(run.stdout) in kept_bytes
+
+
+SMALL_PROGRAM = """
+import ctypes, resource, sys
+
+from inference.allocator import return_large_blocks
+
+if sys.argv[1] == "set":
+    assert return_large_blocks()
+else:
+    ctypes.CDLL(None).mallopt(-3, 1024 * 1024)  # the large ones alone
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = libc.memset.argtypes = None
+for turn in range(200):
+    if turn == 100:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [ctypes.c_void_p(libc.malloc(ctypes.c_size_t(700_000))) for _ in range(3)]  # a picture, resized and cropped
+    for block in blocks:
+        libc.memset(block, 1, ctypes.c_size_t(700_000))
+    for block in blocks:
+        libc.free(block)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 100)
+"""
+
+
+@pytest.mark.parametrize(("mode", "least", "most"), [("large alone", 300, 600), ("set", 0, 5)])
+def test_what_small_pictures_take_is_not_taken_anew_for_each(mode: str, least: float, most: float) -> None:
+    run = subprocess.run([sys.executable, "-c", SMALL_PROGRAM, mode], capture_output=True, text=True, timeout=60, check=True)
+    assert least <= float(run.stdout) <= most

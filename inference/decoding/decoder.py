@@ -1,0 +1,238 @@
+"""One decoder process, as the API worker that started it sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import mmap
+import os
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from inference.decoding.messages import PLACE_BYTES, PLACES, REFUSALS, Decode, Failed, Ready, Refused, decode_from_decoder
+from inference.errors import InferenceError
+from inference.image import DecodedImage
+from inference.ipc import FrameProtocol
+from inference.picture_memory import set_size
+from inference.types import Pixels, Preprocessing
+
+_ENVIRONMENT: Final = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "LD_PRELOAD", "PATH", "VIRTUAL_ENV")
+"""What a decoder may know of our environment, besides what Python itself reads: passwords and keys stand there, too."""
+
+
+class DecoderNotStarted(Exception):
+    """The process ended before it could decode anything."""
+
+
+class DecoderFault(Exception):
+    """A defect of ours came to light in a decoder; the note is its stack trace."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One picture to be decoded."""
+
+    client: str
+    data: bytes
+    preprocessing: Preprocessing
+    done: asyncio.Future[DecodedImage]
+    place: int = 0
+    """Where in the shared memory its pixels will be."""
+
+
+class Decoder:
+    """One life of a decoder. Belongs to one event loop's thread.
+
+    Nothing that it says decides where we read, or whose answer it is: it may be in the hands of whoever made the picture.
+
+    Args:
+        max_pixels: the most pixels that a picture's header may promise.
+        on_answer: called when it has done with a picture, with the seconds that it took.
+    """
+
+    def __init__(self, *, max_pixels: int, on_answer: Callable[[float], None]) -> None:
+        self._max_pixels = max_pixels
+        self._on_answer = on_answer
+        self._frames = FrameProtocol(self._on_message, self._kill)
+        self._process: asyncio.subprocess.Process | None = None
+        self._memory: mmap.mmap | None = None
+        self._free = list(range(PLACES))
+        self._jobs: deque[Job] = deque()
+        self._first_since_s = 0.0
+        self._ready = asyncio.Event()
+
+    async def start(self) -> None:
+        """Start the process and wait until it can decode.
+
+        Raises:
+            DecoderNotStarted: it ended before.
+            OSError: the system has no room for it.
+        """
+        with contextlib.ExitStack() as unless_started:
+            ours, its = socket.socketpair()
+            unless_started.callback(ours.close)
+            file = _shared_memory()
+            try:
+                self._memory = mmap.mmap(file, PLACES * PLACE_BYTES, prot=mmap.PROT_READ)
+                self._process = await _started(its.fileno(), file)
+            finally:
+                os.close(file)
+                its.close()
+            await asyncio.get_running_loop().create_unix_connection(lambda: self._frames, sock=ours)
+            unless_started.pop_all()
+        ready, ended = asyncio.create_task(self._ready.wait()), asyncio.create_task(self._process.wait())
+        try:
+            await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ready.cancel()
+            ended.cancel()
+        if not self._ready.is_set():
+            raise DecoderNotStarted(f"exit code {self._process.returncode}")
+
+    @property
+    def pid(self) -> int:
+        """Of its process, once it has started."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def room(self) -> int:
+        """How many more pictures it can be given now."""
+        return len(self._free)
+
+    @property
+    def held(self) -> int:
+        """How many pictures it has been given and has not answered."""
+        return len(self._jobs)
+
+    def give(self, job: Job) -> None:
+        """Hand it one picture. There must be room."""
+        assert self._ready.is_set()
+        job.place = self._free.pop()
+        if not self._jobs:
+            self._first_since_s = time.monotonic()
+        self._jobs.append(job)
+        order = Decode(len(job.data), job.place * PLACE_BYTES, self._max_pixels, job.preprocessing)
+        self._frames.send_with(order, job.data)  # where it is gone already, `until_ended` tells
+
+    async def until_ended(self, *, stuck_after_s: float) -> int:
+        """Wait for the end of its process, and bring it about when a single picture takes too long.
+
+        Returns:
+            The exit code; minus the number of the signal that ended it.
+        """
+        assert self._process is not None
+        ended = asyncio.create_task(self._process.wait())
+        try:
+            while not (await asyncio.wait({ended}, timeout=stuck_after_s / 4))[0]:
+                if self._jobs and time.monotonic() - self._first_since_s > stuck_after_s:
+                    self._kill()
+            return ended.result()
+        finally:
+            ended.cancel()
+
+    def take_back(self) -> list[Job]:
+        """What it has been given and will not answer any more, in order: it was busy with the first."""
+        jobs = list(self._jobs)
+        self._jobs.clear()
+        return jobs
+
+    async def close(self) -> None:
+        """End the process, whatever it does, and wait for that."""
+        self._frames.close()
+        if self._process is not None:
+            self._kill()
+            await self._process.wait()
+
+    def _kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+    def _on_message(self, encoded: bytes) -> None:
+        try:
+            message = decode_from_decoder(encoded)
+        except msgspec.MsgspecError:
+            self._kill()
+            return
+        if isinstance(message, Ready):
+            self._ready.set()
+            return
+        if not self._jobs:  # it answers what nobody asked
+            self._kill()
+            return
+        job = self._jobs.popleft()
+        now_s = time.monotonic()
+        took_s, self._first_since_s = now_s - self._first_since_s, now_s
+        self._free.append(job.place)
+        if not job.done.done():  # else its caller has left
+            if isinstance(message, Refused):
+                job.done.set_exception(_refusal(message))
+            elif isinstance(message, Failed):
+                job.done.set_exception(_fault(message))
+            else:
+                job.done.set_result(DecodedImage(self._pixels(job), message.format, message.width, message.height))
+        self._on_answer(took_s)
+
+    def _pixels(self, job: Job) -> Pixels:
+        # A copy: the place is about to be another picture's.
+        assert self._memory is not None
+        side = job.preprocessing.crop_px
+        return np.frombuffer(self._memory, np.uint8, side * side * 3, job.place * PLACE_BYTES).reshape(side, side, 3).copy()
+
+
+async def _started(*files: int) -> asyncio.subprocess.Process:
+    starting = asyncio.create_task(
+        asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "inference.decoding.process", *map(str, files)),
+            stdin=asyncio.subprocess.DEVNULL,
+            pass_fds=files,
+            env=_environment(),
+        )
+    )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        process = await starting  # else nobody would know that it is there
+        process.kill()
+        await process.wait()
+        raise
+
+
+def _shared_memory() -> int:
+    file = os.memfd_create("lensgate-decoded", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        set_size(file, PLACES * PLACE_BYTES)
+        # Who reads a mapped file past its end is killed (SIGBUS): we must not depend on a decoder there.
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def _environment() -> dict[str, str]:
+    known = {name: value for name, value in os.environ.items() if name in _ENVIRONMENT or name.startswith("PYTHON")}
+    return known | {"OPENBLAS_NUM_THREADS": "1"}  # NumPy's threads would never be used
+
+
+def _refusal(message: Refused) -> InferenceError:
+    error = REFUSALS[message.kind](message.message)
+    for note in message.notes:
+        error.add_note(note)
+    return error
+
+
+def _fault(message: Failed) -> DecoderFault:
+    fault = DecoderFault(message.error)
+    fault.add_note(message.trace)
+    return fault

@@ -1,0 +1,171 @@
+"""Decoding off the event loop: a bounded number of processes, and a bounded number of pictures that wait for them, by client in turn."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import signal
+import time
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import structlog
+
+from inference.decoding.decoder import Decoder, Job
+from inference.errors import DecoderExhausted, InferenceError, InvalidImage, Overloaded
+from inference.fair_lines import FairLines
+from inference.image import DecodedImage
+from inference.types import Preprocessing
+
+_SMOOTHING: Final = 0.1
+"""The weight of the newest decode in the running mean: about the last twenty count."""
+_PAUSE_MIN_S: Final = 0.1
+_PAUSE_MAX_S: Final = 5.0
+_FAULTS: Final = frozenset({signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP})
+"""What C code dies of by its own doing, or a picture's."""
+
+_log: Final = structlog.get_logger()
+
+
+class Decoded(NamedTuple):
+    """A picture ready for the engine, and how long the caller waited for it."""
+
+    image: DecodedImage
+    decode_ms: float
+
+
+class DecodePool:
+    """Decodes pictures in processes of its own. Belongs to one event loop's thread.
+
+    A picture that its decoder dies of is refused; all others are decoded by the next one.
+
+    Args:
+        max_pixels: the most pixels that a picture's header may promise.
+        processes: how many pictures are decoded at once.
+        max_waiting: how many more may wait for a process.
+        stuck_after_s: a decoder that is longer at one picture is killed. Far more than the intake's bounds let any picture take.
+        on_death: called when a decoder has died.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_pixels: int,
+        processes: int,
+        max_waiting: int,
+        stuck_after_s: float = 60.0,
+        on_death: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._max_pixels = max_pixels
+        self._processes = processes
+        self._max_held = processes + max_waiting
+        self._stuck_after_s = stuck_after_s
+        self._on_death = on_death
+        self._decoders: list[Decoder] = []
+        """Those that can be given pictures."""
+        self._waiting: FairLines[Job] = FairLines()
+        self._mean_s = 0.0
+        self._keepers: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to start the processes, on the running event loop. Returns at once."""
+        self._keepers = [asyncio.create_task(self._keep(), name=f"keep decoder {number}") for number in range(self._processes)]
+
+    async def decode(self, data: bytes, preprocessing: Preprocessing, *, client: str) -> Decoded:
+        """Decode one picture. Cancelled while it waits for a process, it is never run.
+
+        Raises:
+            Overloaded: too many pictures are waiting already, and most of them are this client's.
+            UnsupportedImage, InvalidImage, ImageTooLarge, DecoderExhausted: as `inference.image.decode`.
+            InvalidImage: the picture made its decoder crash.
+            DecoderExhausted: its decoder was killed while it was busy with the picture, or there is none.
+        """
+        began_s = time.perf_counter()
+        job = Job(client, data, preprocessing, asyncio.get_running_loop().create_future())
+        self._put(job)
+        try:
+            image = await job.done
+        except asyncio.CancelledError:
+            self._waiting.discard(client, job)
+            raise
+        return Decoded(image, (time.perf_counter() - began_s) * 1000)
+
+    async def aclose(self) -> None:
+        """End the processes. The callers of what is not decoded are cancelled."""
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        self._drop_waiting(None)
+
+    def _put(self, job: Job) -> None:
+        held = sum(decoder.held for decoder in self._decoders) + len(self._waiting)
+        turned_out = self._waiting.put(job.client, job, full=held >= self._max_held)
+        if turned_out is not None and not turned_out.done.done():
+            wait_s = self._mean_s * held / self._processes
+            turned_out.done.set_exception(
+                Overloaded("Too many pictures are waiting to be decoded.", retry_after_s=max(1, math.ceil(wait_s)))
+            )
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._waiting and self._decoders:
+            decoder = max(self._decoders, key=lambda decoder: decoder.room)
+            if not decoder.room:
+                return
+            decoder.give(self._waiting.take())
+
+    def _answered(self, took_s: float) -> None:
+        self._mean_s += (took_s - self._mean_s) * (_SMOOTHING if self._mean_s else 1.0)
+        self._hand_out()
+
+    async def _keep(self) -> None:
+        """Run a decoder, and another one whenever it ends, until cancelled."""
+        pause_s = _PAUSE_MIN_S
+        while True:
+            decoder = Decoder(max_pixels=self._max_pixels, on_answer=self._answered)
+            try:
+                await decoder.start()
+                pause_s = _PAUSE_MIN_S
+                self._decoders.append(decoder)
+                self._hand_out()
+                exit_code = await decoder.until_ended(stuck_after_s=self._stuck_after_s)
+                self._decoders.remove(decoder)
+                self._died(decoder, exit_code)
+                await asyncio.sleep(pause_s)
+            except Exception:  # noqa: BLE001  whatever it is: another attempt is better than no decoder
+                _log.exception("decoder_not_started", restart_in_s=pause_s)
+                if not self._decoders:
+                    self._drop_waiting(DecoderExhausted("No picture can be decoded now."))
+                await asyncio.sleep(pause_s)
+                pause_s = min(_PAUSE_MAX_S, 2 * pause_s)
+            finally:
+                for job in decoder.take_back():
+                    job.done.cancel()
+                await decoder.close()
+
+    def _died(self, decoder: Decoder, exit_code: int) -> None:
+        held = decoder.take_back()
+        _log.error("decoder_died", child_pid=decoder.pid, exit_code=exit_code, busy=bool(held))
+        self._on_death()
+        if held and not held[0].done.done():
+            held[0].done.set_exception(_cause_of_death(exit_code))
+        for job in held[1:]:
+            if not job.done.done():  # else its caller has left
+                self._waiting.put(job.client, job, full=False)
+        self._hand_out()
+
+    def _drop_waiting(self, error: InferenceError | None) -> None:
+        dropped = list(self._waiting)
+        self._waiting.clear()
+        for job in dropped:
+            if error is None:
+                job.done.cancel()
+            elif not job.done.done():
+                job.done.set_exception(error)
+
+
+def _cause_of_death(exit_code: int) -> InferenceError:
+    """What the caller hears of the picture that a decoder died over."""
+    if -exit_code in _FAULTS:
+        return InvalidImage("The picture cannot be decoded.")
+    return DecoderExhausted("The decoder was ended.")  # by the system when memory ran out, by somebody, or by us when it was stuck

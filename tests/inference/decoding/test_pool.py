@@ -1,0 +1,366 @@
+"""The pool and real decoder processes. They are held up by halting them (SIGSTOP)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import structlog
+from PIL import Image
+
+from inference.decoding.decoder import DecoderFault
+from inference.decoding.pool import Decoded, DecodePool
+from inference.errors import DecoderExhausted, ImageTooLarge, InvalidImage, Overloaded, UnsupportedImage
+from inference.image import decode
+from inference.types import Preprocessing
+from support.decoders import decoders_of
+from support.faults import sitecustomize as faults
+from support.pictures import encode, gradient
+
+PREPROCESSING = Preprocessing(resize_px=8, crop_px=8, interpolation="bilinear")
+MAX_PIXELS = 100_000
+
+
+def picture(colour: str, width: int = 48, kind: str = "PNG") -> bytes:
+    return encode(Image.new("RGB", (width, 40), colour), kind)
+
+
+CRASHES = picture("red", faults.CRASH)
+
+
+class Pool:
+    """A running pool, and how often one of its decoders died."""
+
+    def __init__(self, *, processes: int = 1, max_waiting: int = 2, stuck_after_s: float = 60.0) -> None:
+        self.deaths = 0
+        self._others = set(decoders_of(psutil.Process()))
+        self._pool = DecodePool(
+            max_pixels=MAX_PIXELS, processes=processes, max_waiting=max_waiting, stuck_after_s=stuck_after_s, on_death=self._died
+        )
+        self.aclose = self._pool.aclose
+
+    def _died(self) -> None:
+        self.deaths += 1
+
+    def start(self) -> None:
+        self._pool.start()
+
+    def decode(self, data: bytes, client: str = "a") -> asyncio.Task[Decoded]:
+        """Begin to decode, and go on until it waits for its answer or has one."""
+        return asyncio.create_task(self._pool.decode(data, PREPROCESSING, client=client))
+
+    def decoders(self) -> list[psutil.Process]:
+        """Its processes."""
+        return [one for one in decoders_of(psutil.Process()) if one not in self._others]
+
+    def decoder(self) -> psutil.Process:
+        """The only one."""
+        (found,) = self.decoders()
+        return found
+
+
+@asynccontextmanager
+async def running(*, processes: int = 1, max_waiting: int = 2, stuck_after_s: float = 60.0) -> AsyncIterator[Pool]:
+    """A pool whose decoders are there: with `processes` of 1, one picture is decoded, one is with the decoder, too, and one waits."""
+    pool = Pool(processes=processes, max_waiting=max_waiting, stuck_after_s=stuck_after_s)
+    pool.start()
+    try:
+        await asyncio.gather(*(pool.decode(picture("gray")) for _ in range(processes)))
+        yield pool
+    finally:
+        await pool.aclose()
+
+
+async def colour_of(decoding: asyncio.Task[Decoded]) -> tuple[int, ...]:
+    pixels = (await decoding).image.pixels
+    assert pixels.shape == (8, 8, 3)
+    assert (pixels == pixels[0, 0]).all()
+    return tuple(pixels[0, 0].tolist())
+
+
+@pytest.fixture
+def with_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """See `support.faults`."""
+    monkeypatch.setenv("PYTHONPATH", faults.ENVIRONMENT["PYTHONPATH"])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+async def test_a_picture_is_what_it_would_be_in_our_own_process(kind: str) -> None:
+    data = encode(gradient(90, 60), kind)
+    async with running() as pool:
+        image, decode_ms = await pool.decode(data)
+
+    expected = decode(data, preprocessing=PREPROCESSING, max_pixels=MAX_PIXELS)
+    assert np.array_equal(image.pixels, expected.pixels)
+    assert image[1:] == expected[1:] == (kind.lower(), 90, 60)
+    assert decode_ms > 0
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "note"),
+    [
+        (encode(gradient(400, 400), "PNG"), ImageTooLarge, None),
+        (b"no picture", UnsupportedImage, None),
+        (b"", UnsupportedImage, None),
+        (encode(gradient(90, 60), "WEBP")[:-40], InvalidImage, None),
+        (picture("red", 901), InvalidImage, "ValueError: a fault"),
+        (picture("red", faults.OUT_OF_MEMORY), DecoderExhausted, None),
+    ],
+)
+async def test_what_the_decoder_refuses_reaches_the_caller(
+    with_faults: None, data: bytes, error: type[Exception], note: str | None
+) -> None:
+    async with running() as pool:
+        with pytest.raises(error) as raised:
+            await pool.decode(data)
+
+        assert pool.deaths == 0
+    assert note is None or raised.value.__notes__ == [note]
+
+
+async def test_a_defect_of_ours_is_told_with_its_trace_and_no_variable(with_faults: None) -> None:
+    async with running() as pool:
+        with pytest.raises(DecoderFault) as raised:
+            await pool.decode(picture("red", faults.SECRET_IN_LOCALS))
+        assert await colour_of(pool.decode(picture("red"))) == (255, 0, 0)
+
+    assert str(raised.value) == "RuntimeError: nobody expects this fault"
+    (trace,) = raised.value.__notes__
+    assert "in faulty_decode" in trace  # which holds the secret
+    assert faults.SECRET not in trace
+
+
+async def test_a_crop_that_is_larger_than_its_place_is_our_defect() -> None:
+    pool = DecodePool(max_pixels=MAX_PIXELS, processes=1, max_waiting=1)
+    pool.start()
+    try:
+        with pytest.raises(DecoderFault):
+            await pool.decode(picture("red"), Preprocessing(resize_px=2400, crop_px=2400, interpolation="nearest"), client="a")
+        assert (await pool.decode(picture("red"), PREPROCESSING, client="a")).image.pixels[0, 0].tolist() == [255, 0, 0]
+    finally:
+        await pool.aclose()
+
+
+async def test_one_picture_more_than_may_wait_is_refused_at_once() -> None:
+    async with running() as pool:
+        pool.decoder().suspend()
+        held = [pool.decode(picture("red")) for _ in range(3)]
+        with pytest.raises(Overloaded) as refused:
+            await pool.decode(picture("red"))
+        pool.decoder().resume()
+
+        assert len(await asyncio.gather(*held)) == 3
+    assert refused.value.retry_after_s >= 1
+
+
+async def test_a_place_is_free_again_when_a_picture_is_done_or_has_failed() -> None:
+    async with running() as pool:
+        for _ in range(5):
+            with pytest.raises(UnsupportedImage):
+                await pool.decode(b"no picture")
+            await pool.decode(picture("red"))
+
+
+async def test_a_cancelled_picture_that_waits_is_never_decoded_and_frees_its_place(with_faults: None) -> None:
+    async with running() as pool:
+        pool.decoder().suspend()
+        held = [pool.decode(picture("red")) for _ in range(2)]
+        waiting = pool.decode(CRASHES)
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        last = pool.decode(picture("blue"))
+        await asyncio.sleep(0)
+        pool.decoder().resume()
+
+        assert await colour_of(last) == (0, 0, 255)
+        assert len(await asyncio.gather(*held)) == 2
+        assert pool.deaths == 0
+
+
+async def test_a_cancelled_picture_that_is_with_a_decoder_keeps_its_place_until_it_is_decoded() -> None:
+    async with running() as pool:
+        pool.decoder().suspend()
+        first = pool.decode(picture("green"))
+        held = [pool.decode(picture("red")) for _ in range(2)]
+        await asyncio.sleep(0)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        with pytest.raises(Overloaded):
+            await pool.decode(picture("red"))
+        pool.decoder().resume()
+
+        assert [await colour_of(one) for one in held] == [(255, 0, 0)] * 2
+
+
+async def test_clients_are_decoded_in_turn_and_a_flood_gives_way_where_too_many_wait() -> None:
+    done: list[asyncio.Task[Decoded]] = []
+    async with running(max_waiting=4) as pool:
+        pool.decoder().suspend()
+        flood = [pool.decode(picture("red"), "flood") for _ in range(5)]
+        await asyncio.sleep(0)
+        single = pool.decode(picture("white"), "single")
+        with pytest.raises(Overloaded):
+            await flood[4]
+        for task in (*flood[:4], single):
+            task.add_done_callback(done.append)
+        pool.decoder().resume()
+        await asyncio.gather(single, *flood[:4])
+
+    assert done == [*flood[:3], single, flood[3]]  # the first two are with the decoder already
+
+
+async def test_what_is_not_decoded_when_the_pool_is_closed_is_cancelled() -> None:
+    async with running() as pool:
+        pool.decoder().suspend()
+        held = [pool.decode(picture("red")) for _ in range(3)]
+        await asyncio.sleep(0)
+        await pool.aclose()
+
+        for one in held:
+            with pytest.raises(asyncio.CancelledError):
+                await one
+
+
+async def test_a_picture_that_crashes_its_decoder_is_invalid_and_all_others_are_decoded(with_faults: None) -> None:
+    async with running() as pool:
+        with structlog.testing.capture_logs() as logs:
+            pool.decoder().suspend()
+            crash, *others = [pool.decode(data) for data in (CRASHES, picture("red"), picture("blue"))]
+            await asyncio.sleep(0)
+            pool.decoder().resume()
+            with pytest.raises(InvalidImage):
+                await crash
+
+            assert [await colour_of(one) for one in others] == [(255, 0, 0), (0, 0, 255)]
+        assert pool.deaths == 1
+    (death,) = logs
+    assert (death["event"], death["exit_code"], death["busy"]) == ("decoder_died", -11, True)
+
+
+async def test_the_picture_of_a_decoder_that_is_killed_may_be_sent_again() -> None:
+    async with running() as pool:
+        pool.decoder().suspend()
+        first, second = [pool.decode(picture("red")) for _ in range(2)]
+        await asyncio.sleep(0)
+        pool.decoder().kill()
+        with pytest.raises(DecoderExhausted):
+            await first
+
+        assert await colour_of(second) == (255, 0, 0)
+        assert pool.deaths == 1
+
+
+async def test_a_decoder_that_dies_idle_costs_no_picture() -> None:
+    async with running() as pool:
+        former = pool.decoder()
+        former.kill()
+        await asyncio.to_thread(former.wait, 10)
+
+        assert await colour_of(pool.decode(picture("red"))) == (255, 0, 0)
+
+
+async def test_a_decoder_that_is_stuck_is_killed() -> None:
+    async with running(stuck_after_s=0.2) as pool:
+        pool.decoder().suspend()
+        stuck, second = [pool.decode(picture("red")) for _ in range(2)]
+        with pytest.raises(DecoderExhausted):
+            await stuck
+
+        assert await colour_of(second) == (255, 0, 0)
+
+
+async def test_where_no_decoder_can_be_started_pictures_are_refused_until_one_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Pool()
+    with monkeypatch.context() as broken, structlog.testing.capture_logs() as logs:
+        broken.setattr("sys.executable", "/bin/false")
+        pool.start()
+        with pytest.raises(DecoderExhausted):
+            await pool.decode(picture("red"))
+        broken.setattr("sys.executable", "/nowhere/python")
+        with pytest.raises(DecoderExhausted):
+            await pool.decode(picture("red"))
+    assert await colour_of(pool.decode(picture("red"))) == (255, 0, 0)
+    await pool.aclose()
+
+    assert {entry["event"] for entry in logs} == {"decoder_not_started"}
+
+
+async def test_a_pool_that_is_closed_before_its_decoders_are_there_leaves_none() -> None:
+    for turns in range(12):
+        pool = Pool(processes=2)
+        pool.start()
+        for _ in range(turns):
+            await asyncio.sleep(0.01)  # wherever in its start that is
+        await pool.aclose()
+
+        assert pool.decoders() == []
+
+
+@pytest.mark.parametrize("said", ["b'\\xff' * 8", "frame(Finished('jpeg', 8, 8))", "b'\\4\\0\\0\\0\\x92\\xa8fin'"])
+async def test_a_decoder_that_talks_nonsense_is_replaced(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "python"
+    script.write_text(
+        f"""#!{__import__("sys").executable}
+import socket, sys, time
+from inference.decoding.messages import Finished, Ready
+from inference.frames import frame
+connection = socket.socket(fileno=int(sys.argv[3]))
+connection.sendall(frame(Ready()) + {said})
+connection.recv(1)
+time.sleep(60)
+"""
+    )
+    script.chmod(0o755)
+    pool = Pool()
+    with monkeypatch.context() as babbling, structlog.testing.capture_logs() as logs:
+        babbling.setattr("sys.executable", str(script))
+        pool.start()
+        with pytest.raises(DecoderExhausted):
+            await pool.decode(picture("red"))
+    assert {entry["event"] for entry in logs} == {"decoder_died"}
+    while True:
+        with contextlib.suppress(DecoderExhausted):  # from one more of those
+            assert await colour_of(pool.decode(picture("red"))) == (255, 0, 0)
+            break
+    await pool.aclose()
+
+
+async def test_a_decoder_knows_no_secret_and_leaves_no_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LENSGATE_SECURITY__DATABASE_URL", "OTEL_EXPORTER_OTLP_HEADERS", "PGPASSWORD"):
+        monkeypatch.setenv(name, "a-secret")
+    async with running() as pool:
+        one = pool.decoder()
+
+        assert "a-secret" not in one.environ().values()
+        assert one.rlimit(psutil.RLIMIT_CORE) == (0, 0)
+        # Standard streams, the socket and the memory: no database, log or other caller.
+        assert one.num_fds() == 5
+
+
+async def test_each_caller_gets_its_own_picture_whatever_becomes_of_the_decoders() -> None:
+    colours = [(red, green, 7) for red in range(0, 250, 25) for green in range(0, 250, 25)]
+    async with running(processes=2, max_waiting=200) as pool:
+        tasks = {
+            colour: pool.decode(encode(Image.new("RGB", (48, 40), colour), "PNG"), f"client {number % 7}")
+            for number, colour in enumerate(colours)
+        }
+        lost = 0
+        for number, (colour, task) in enumerate(tasks.items()):
+            if number % 20 == 10:
+                for one in pool.decoders()[:1]:
+                    one.kill()
+            try:
+                assert await colour_of(task) == colour
+            except DecoderExhausted:
+                lost += 1
+
+        assert 0 <= lost <= 5
