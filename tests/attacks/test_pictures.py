@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -14,7 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from support.decoders import DECODER, decoders_of
+from support.decoders import DECODER, cpu_s, decoders_of
 from support.faults import sitecustomize as faults
 from support.held import API, Held, connection_to, wait_until_ready
 from support.pictures import (
@@ -142,11 +142,6 @@ def test_077_a_jpeg_of_300_000_scans_is_422_and_not_one_scan_is_decoded(gate: Se
     assert refusal(gate.predict(picture, token, "image/jpeg")) == (422, "invalid_image")
     # An empty scan of 4 megapixels costs 0.2 ms and more: all of them a minute, and the intake may not even walk them all.
     assert cpu_s(processes) - began_s < 2
-
-
-def cpu_s(processes: Sequence[psutil.Process]) -> float:
-    """The CPU time that they have used."""
-    return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 def test_077_scans_within_the_bound_are_decoded(gate: Service, token: str) -> None:

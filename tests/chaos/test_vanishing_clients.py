@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from soak.gate import endpoints_held_by
+from support.decoders import cpu_s, decoders_of
 from support.held import API, ENGINE, Handover
 from support.pictures import encode, photo
 from support.raw_http import RawConnection
@@ -113,14 +114,15 @@ def leave_while_it_is_decoded(visitor: Visitor, picture: bytes) -> Callable[[], 
     huge = encode(Image.new("RGB", (6500, 6500)), "PNG")
     part = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'.encode() + huge + b"\r\n"
     body = part * 24 + f"--{_BOUNDARY}--\r\n".encode()
-    before_s = sum(visitor.worker.cpu_times()[:2])
+    decoders = decoders_of(visitor.worker)
+    before_s = cpu_s(decoders)
     visitor.connection.send(visitor.head("/predict/batch", f"multipart/form-data; boundary={_BOUNDARY}", len(body)) + body)
-    wait_until(lambda: sum(visitor.worker.cpu_times()[:2]) - before_s > 0.2)
+    wait_until(lambda: cpu_s(decoders) - before_s > 0.2)
 
     def confirm() -> None:
         visitor.wait_for_line(status=499)
-        # What it left behind is not decoded either: two threads finish what they hold, a quarter of a second each.
-        spent_s = sum(visitor.worker.cpu_times()[:2]) - before_s
+        # What it left behind is not decoded either: each decoder finishes the two that it holds, a quarter of a second each.
+        spent_s = cpu_s(decoders) - before_s
         assert spent_s < 24 * 0.1, "all of the 24 pictures were decoded"
 
     return confirm

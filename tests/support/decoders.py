@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 import psutil
 
@@ -17,3 +18,8 @@ def decoders_of(parent: psutil.Process) -> list[psutil.Process]:
             if DECODER in child.cmdline():
                 found.append(child)
     return found
+
+
+def cpu_s(processes: Sequence[psutil.Process]) -> float:
+    """The CPU time that they have used."""
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
