@@ -15,6 +15,7 @@ from typing import Any, Final
 import httpx
 import psutil
 
+from inference.cores import usable_cores
 from soak.credentials import Credentials
 from soak.gate import Gate, endpoints_held_by
 from soak.ledger import Ledger
@@ -63,6 +64,7 @@ class Faults:
             "engine SIGKILL": self._kill_engine,
             "engine SIGSTOP": self._stop_engine,
             "API worker SIGKILL": self._kill_worker,
+            "decoder SIGKILL": self._kill_decoder,
             "ipc socket deleted, API worker SIGKILL": self._delete_socket,
         }
 
@@ -143,6 +145,15 @@ class Faults:
         self._ledger.worker_is_killed(endpoints_held_by(worker))
         worker.kill()
         await self._logged("worker_serving", after)
+
+    async def _kill_decoder(self) -> None:
+        after = len(self._gate.log)
+        worker = self._random.choice(self._gate.workers())
+        decoder = self._random.choice(self._gate.decoders(worker))
+        decoder.kill()
+        await self._logged("decoder_died", after, child_pid=decoder.pid)
+        while len(self._gate.decoders(worker)) < usable_cores():  # noqa: ASYNC110  as above
+            await asyncio.sleep(_POLL_S)
 
     async def _delete_socket(self) -> None:
         (path,) = {one.laddr for one in self._gate.engine().net_connections("unix") if str(one.laddr).endswith(".sock")}

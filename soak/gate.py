@@ -16,6 +16,7 @@ from security.clients import ClientRegistry
 from security.database import Database
 from soak.credentials import Credentials
 from soak.wire import Endpoint
+from support.decoders import DECODER
 from support.held import API, ENGINE
 from support.redis_server import RedisServer
 from support.service import PACKAGED, Service
@@ -74,6 +75,10 @@ class Gate(Service):
     def workers(self) -> list[psutil.Process]:
         """The API workers' processes."""
         return self.children(API)
+
+    def decoders(self, worker: psutil.Process) -> list[psutil.Process]:
+        """The processes in which a worker has pictures decoded."""
+        return [child for child in self.children(DECODER) if child.ppid() == worker.pid]
 
     def _read(self) -> None:
         assert self.process.stdout is not None

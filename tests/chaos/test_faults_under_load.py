@@ -147,6 +147,14 @@ def test_an_api_worker_that_is_killed_costs_what_it_held_and_the_other_goes_on(s
     assert statuses(ledger) <= {200, 503}
 
 
+def test_a_decoder_that_is_killed_costs_503_at_most_and_nothing_else_is_restarted(strike: Strike) -> None:
+    ledger, before, after = strike("decoder SIGKILL")
+    assert after == before
+    assert statuses(ledger) <= {200, 503}
+    assert sum(count for (who, status, _), count in ledger.answers.items() if (who, status) == (HONEST, 503)) <= 1
+    assert ledger.cut.count == 0
+
+
 @pytest.mark.parametrize("fault", ["Redis gone", "Redis SIGSTOP", "Redis CLIENT PAUSE", "Redis restarted"])
 def test_without_its_redis_every_request_is_served(strike: Strike, town: Town, fault: str) -> None:
     lines = len(town.gate.log)
