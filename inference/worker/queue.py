@@ -27,6 +27,14 @@ class Entry:
     received_ns: int = field(default_factory=time.monotonic_ns)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Taker:
+    """A thread that waits in `take`."""
+
+    changed: threading.Condition
+    if_true: Callable[[], bool]
+
+
 class FairQueue:
     """A bounded queue drawn from clients in turn (`FairLines`). Filled and pruned from the event loop, emptied by the compute threads."""
 
@@ -34,7 +42,8 @@ class FairQueue:
         self._max_images = max_images
         self._lines: FairLines[Entry] = FairLines()
         self._entries: dict[Hashable, Entry] = {}
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._takers: list[_Taker] = []
         self._closed = False
 
     def __len__(self) -> int:
@@ -47,7 +56,7 @@ class FairQueue:
         Returns:
             The picture that there is no place for: none, the newest of the client with the longest line, or `entry` itself.
         """
-        with self._changed:
+        with self._lock:
             if self._closed:
                 return entry
             turned_out = self._lines.put(entry.client, entry, full=len(self._entries) >= self._max_images)
@@ -56,17 +65,17 @@ class FairQueue:
             if turned_out is not None:
                 del self._entries[turned_out.key]
             self._entries[entry.key] = entry
-            self._changed.notify_all()
+            self._wake_one()
             return turned_out
 
     def ahead_of(self, client: str) -> int:
         """How many pictures would be drawn before one that this client put in now; one too many for each client that has had its turn."""
-        with self._changed:
+        with self._lock:
             return self._lines.ahead_of(client)
 
     def discard(self, key: Hashable) -> bool:
         """Free the place of a picture whose caller has left; False, and nothing else, when it is running or gone."""
-        with self._changed:
+        with self._lock:
             entry = self._entries.pop(key, None)
             if entry is not None:
                 self._lines.discard(entry.client, entry)
@@ -74,7 +83,7 @@ class FairQueue:
 
     def discard_where(self, belongs: Callable[[Hashable], bool]) -> None:
         """Free the places of every picture whose key `belongs`."""
-        with self._changed:
+        with self._lock:
             keys = [key for key in self._entries if belongs(key)]
         for key in keys:
             self.discard(key)
@@ -86,9 +95,14 @@ class FairQueue:
 
     def wake(self) -> None:
         """Let those who wait in `take` look again whether they may."""
-        with self._changed:
-            if self._entries:
-                self._changed.notify_all()
+        with self._lock:
+            self._wake_one()
+
+    def _wake_one(self) -> None:
+        # Not all of them: to wake a thread that may not take anything costs as much as to hand it a picture.
+        taker = next((taker for taker in self._takers if taker.if_true()), None) if self._entries else None
+        if taker is not None:
+            taker.changed.notify()
 
     def take(
         self, batch_size: Callable[[int], int], *, timeout_s: float | None = None, if_true: Callable[[], bool] = lambda: True
@@ -103,10 +117,10 @@ class FairQueue:
         Returns:
             The pictures to run, and those whose deadline has passed. Both are empty when the queue was closed or `timeout_s` passed.
         """
-        with self._changed:
+        with self._lock:
             batch: list[Entry] = []
             late: list[Entry] = []
-            if not self._changed.wait_for(lambda: self._closed or (self._entries and if_true()), timeout_s) or self._closed:
+            if not self._wait(if_true, timeout_s):
                 return batch, late
             now_ns = time.monotonic_ns()
             wanted = batch_size(len(self._lines))
@@ -114,14 +128,26 @@ class FairQueue:
                 entry = self._lines.take()
                 del self._entries[entry.key]
                 (late if entry.deadline_ns <= now_ns else batch).append(entry)
+            self._wake_one()  # for what is left
             return batch, late
+
+    def _wait(self, if_true: Callable[[], bool], timeout_s: float | None) -> bool:
+        """Wait until something may be taken; False where the queue was closed or `timeout_s` passed."""
+        taker = _Taker(threading.Condition(self._lock), if_true)
+        self._takers.append(taker)
+        try:
+            taker.changed.wait_for(lambda: self._closed or (self._entries and if_true()), timeout_s)
+        finally:
+            self._takers.remove(taker)
+        return not self._closed and bool(self._entries) and if_true()
 
     def close(self) -> list[Entry]:
         """Take no more, wake the compute thread, and hand back what still waited."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             left = list(self._lines)
             self._lines.clear()
             self._entries.clear()
-            self._changed.notify_all()
+            for taker in self._takers:
+                taker.changed.notify()
             return left

@@ -190,6 +190,75 @@ def test_nothing_is_taken_while_the_taker_may_not_and_wake_lets_it_look_again() 
     assert taken == [1]
 
 
+def test_a_picture_wakes_nobody_who_may_not_take_it() -> None:
+    queue = FairQueue(4)
+    looked, woken, taken = threading.Event(), list[int](), list[int]()
+
+    def never() -> bool:
+        if threading.get_ident() == barred.ident:
+            woken.append(1)
+            looked.set()
+        return False
+
+    barred = threading.Thread(target=lambda: queue.take(up_to(4), if_true=never))
+    queue.put(entry(0))
+    barred.start()  # looks once, and waits
+    assert looked.wait(30)
+    assert ids(queue.take(up_to(4))[0]) == [0]
+    for number in range(1, 100):
+        taker = threading.Thread(target=lambda: taken.extend(ids(queue.take(up_to(4))[0])))
+        taker.start()
+        queue.put(entry(number))
+        taker.join(30)
+    assert taken == list(range(1, 100))
+    assert len(woken) == 1
+    queue.close()
+    barred.join(30)
+    assert not barred.is_alive()
+
+
+def test_what_one_taker_leaves_wakes_the_next() -> None:
+    queue = FairQueue(8)
+    taken: list[list[int]] = []
+    takers = [threading.Thread(target=lambda: taken.append(ids(queue.take(up_to(1))[0]))) for _ in range(4)]
+    for number in range(4):
+        queue.put(entry(number))
+    for taker in takers:
+        taker.start()
+    for taker in takers:
+        taker.join(30)
+    assert sorted(taken) == [[0], [1], [2], [3]]
+
+
+def test_many_takers_and_many_pictures_lose_none() -> None:
+    queue = FairQueue(10_000)
+    taken: list[int] = []
+    first_is_busy = threading.Event()
+
+    def take(lane: int) -> None:
+        while not queue.closed:
+            batch, _ = queue.take(up_to(3), if_true=lambda: lane == 0 or first_is_busy.is_set())
+            if lane == 0:
+                first_is_busy.set()
+                queue.wake()
+            taken.extend(ids(batch))
+            if lane == 0:
+                first_is_busy.clear()
+
+    takers = [threading.Thread(target=take, args=(lane,)) for lane in range(3)]
+    for taker in takers:
+        taker.start()
+    for number in range(5_000):
+        queue.put(entry(number))
+    deadline_s = time.monotonic() + 30
+    while len(taken) < 5_000 and time.monotonic() < deadline_s:
+        pass
+    queue.close()
+    for taker in takers:
+        taker.join(30)
+    assert sorted(taken) == list(range(5_000))
+
+
 def test_a_closed_queue_asks_nobody_how_many_of_none_to_take() -> None:
     queue = FairQueue(10)
     queue.put(entry(1))
