@@ -84,10 +84,13 @@ class FrameProtocol(asyncio.BufferedProtocol):
         on_message: Callable[[bytes], None],
         on_lost: Callable[[], None],
         on_made: Callable[[], None] = lambda: None,
+        *,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         self._on_message = on_message
         self._on_lost = on_lost
         self._on_made = on_made
+        self._max_message_bytes = max_message_bytes
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray(_READ_BUFFER_BYTES)
         self._filled = 0
@@ -123,6 +126,20 @@ class FrameProtocol(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.close()
 
+    def abort(self) -> None:
+        """Close the connection without sending what still waits; `on_lost` follows."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    @property
+    def unsent_bytes(self) -> int:
+        """How much has been written that the system has not taken yet."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    def eof_received(self) -> None:
+        """The peer will say no more: there is no point in sending it anything."""
+        self.abort()
+
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the event loop puts the next bytes."""
         return memoryview(self._buffer)[self._filled :]
@@ -133,13 +150,13 @@ class FrameProtocol(asyncio.BufferedProtocol):
         try:
             self._cut()
         except FrameError:
-            self.close()
+            self.abort()
 
     def _cut(self) -> None:
         start = 0
         while self._filled - start >= HEADER.size:
             (message_bytes,) = HEADER.unpack_from(self._buffer, start)
-            if message_bytes > MAX_MESSAGE_BYTES:
+            if message_bytes > self._max_message_bytes:
                 raise FrameError
             body = start + HEADER.size
             if self._filled - body < message_bytes:

@@ -13,12 +13,27 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 import msgspec
 import numpy as np
 
-from inference.decoding.messages import PLACE_BYTES, PLACES, REFUSALS, Decode, Failed, Ready, Refused, decode_from_decoder
+from inference.decoding.messages import (
+    BEGUN,
+    BEGUN_OFFSET,
+    MAX_MESSAGE_BYTES,
+    MEMORY_BYTES,
+    PLACE_BYTES,
+    PLACES,
+    REFUSALS,
+    Decode,
+    Failed,
+    Finished,
+    Ready,
+    Refused,
+    decode_from_decoder,
+)
 from inference.errors import InferenceError
 from inference.image import DecodedImage
 from inference.ipc import FrameProtocol
@@ -27,6 +42,10 @@ from inference.types import Pixels, Preprocessing
 
 _ENVIRONMENT: Final = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "LD_PRELOAD", "PATH", "VIRTUAL_ENV")
 """What a decoder may know of our environment, besides what Python itself reads: passwords and keys stand there, too."""
+
+
+_MAX_ORDER_BYTES: Final = 1024
+"""Of a message that goes before a file."""
 
 
 class DecoderNotStarted(Exception):
@@ -47,6 +66,8 @@ class Job:
     done: asyncio.Future[DecodedImage]
     place: int = 0
     """Where in the shared memory its pixels will be."""
+    given: int = 0
+    """How often it has been given to a decoder."""
 
 
 class Decoder:
@@ -62,40 +83,46 @@ class Decoder:
     def __init__(self, *, max_pixels: int, on_answer: Callable[[float], None]) -> None:
         self._max_pixels = max_pixels
         self._on_answer = on_answer
-        self._frames = FrameProtocol(self._on_message, self._kill)
+        self._frames = FrameProtocol(self._on_message, self._kill, max_message_bytes=MAX_MESSAGE_BYTES)
         self._process: asyncio.subprocess.Process | None = None
         self._memory: mmap.mmap | None = None
         self._free = list(range(PLACES))
         self._jobs: deque[Job] = deque()
-        self._first_since_s = 0.0
+        self._answered = 0
         self._ready = asyncio.Event()
+        self._gone = False
+        self.first_since_s = 0.0
+        """When it began with the first of what it holds, on `time.monotonic`."""
 
-    async def start(self) -> None:
+    async def start(self, *, timeout_s: float) -> None:
         """Start the process and wait until it can decode.
 
         Raises:
             DecoderNotStarted: it ended before.
+            TimeoutError: it took too long.
             OSError: the system has no room for it.
         """
         with contextlib.ExitStack() as unless_started:
             ours, its = socket.socketpair()
             unless_started.callback(ours.close)
-            file = _shared_memory()
-            try:
-                self._memory = mmap.mmap(file, PLACES * PLACE_BYTES, prot=mmap.PROT_READ)
-                self._process = await _started(its.fileno(), file)
-            finally:
-                os.close(file)
-                its.close()
+            with its:
+                file = _shared_memory()
+                try:
+                    self._memory = mmap.mmap(file, MEMORY_BYTES, prot=mmap.PROT_READ)
+                    self._process = await _started(its.fileno(), file)
+                finally:
+                    os.close(file)
             await asyncio.get_running_loop().create_unix_connection(lambda: self._frames, sock=ours)
             unless_started.pop_all()
         ready, ended = asyncio.create_task(self._ready.wait()), asyncio.create_task(self._process.wait())
         try:
-            await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED, timeout=timeout_s)
         finally:
             ready.cancel()
             ended.cancel()
         if not self._ready.is_set():
+            if self._process.returncode is None:
+                raise TimeoutError(f"not ready after {timeout_s:g} s")
             raise DecoderNotStarted(f"exit code {self._process.returncode}")
 
     @property
@@ -106,8 +133,8 @@ class Decoder:
 
     @property
     def room(self) -> int:
-        """How many more pictures it can be given now."""
-        return len(self._free)
+        """How many more pictures it can be given now; none once it is going."""
+        return 0 if self._gone else len(self._free)
 
     @property
     def held(self) -> int:
@@ -118,8 +145,9 @@ class Decoder:
         """Hand it one picture. There must be room."""
         assert self._ready.is_set()
         job.place = self._free.pop()
+        job.given += 1
         if not self._jobs:
-            self._first_since_s = time.monotonic()
+            self.first_since_s = time.monotonic()
         self._jobs.append(job)
         order = Decode(len(job.data), job.place * PLACE_BYTES, self._max_pixels, job.preprocessing)
         self._frames.send_with(order, job.data)  # where it is gone already, `until_ended` tells
@@ -133,27 +161,39 @@ class Decoder:
         assert self._process is not None
         ended = asyncio.create_task(self._process.wait())
         try:
-            while not (await asyncio.wait({ended}, timeout=stuck_after_s / 4))[0]:
-                if self._jobs and time.monotonic() - self._first_since_s > stuck_after_s:
+            while True:
+                left_s = self.first_since_s + stuck_after_s - time.monotonic() if self._jobs else stuck_after_s
+                if left_s <= 0:
                     self._kill()
-            return ended.result()
+                done, _ = await asyncio.wait({ended}, timeout=max(left_s, 0.1))
+                if done:
+                    return ended.result()
         finally:
             ended.cancel()
 
     def take_back(self) -> list[Job]:
-        """What it has been given and will not answer any more, in order: it was busy with the first."""
+        """What it has been given and will not answer any more, in order."""
         jobs = list(self._jobs)
         self._jobs.clear()
         return jobs
 
+    @property
+    def busy(self) -> bool:
+        """Whether it is, or was when it died, at the first of what it holds. That is what it says itself: a lie costs only such a one."""
+        assert self._memory is not None
+        return bool(self._jobs) and BEGUN.unpack_from(self._memory, BEGUN_OFFSET)[0] > self._answered
+
     async def close(self) -> None:
         """End the process, whatever it does, and wait for that."""
-        self._frames.close()
+        self._kill()
         if self._process is not None:
-            self._kill()
             await self._process.wait()
+        if self._memory is not None:
+            self._memory.close()
 
     def _kill(self) -> None:
+        self._gone = True
+        self._frames.abort()
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
@@ -164,24 +204,35 @@ class Decoder:
         except msgspec.MsgspecError:
             self._kill()
             return
-        if isinstance(message, Ready):
+        if isinstance(message, Ready) and not self._ready.is_set():
             self._ready.set()
-            return
-        if not self._jobs:  # it answers what nobody asked
-            self._kill()
-            return
-        job = self._jobs.popleft()
+        elif isinstance(message, Ready) or not self._jobs or self._frames.unsent_bytes > self._held_bytes(1):
+            self._kill()  # nobody asked, or it cannot have read what it answers
+        else:
+            self._answer(self._jobs.popleft(), message)
+
+    def _held_bytes(self, first: int) -> int:
+        """At least as much as is sent for what it holds from that one on."""
+        return sum(len(job.data) + _MAX_ORDER_BYTES for job in islice(self._jobs, first, None))
+
+    def _answer(self, job: Job, message: Finished | Refused | Failed) -> None:
+        self._answered += 1
         now_s = time.monotonic()
-        took_s, self._first_since_s = now_s - self._first_since_s, now_s
-        self._free.append(job.place)
+        took_s, self.first_since_s = now_s - self.first_since_s, now_s
         if not job.done.done():  # else its caller has left
-            if isinstance(message, Refused):
-                job.done.set_exception(_refusal(message))
-            elif isinstance(message, Failed):
-                job.done.set_exception(_fault(message))
-            else:
-                job.done.set_result(DecodedImage(self._pixels(job), message.format, message.width, message.height))
+            try:
+                job.done.set_result(self._result(job, message))
+            except Exception as error:  # noqa: BLE001  a refusal, or memory for the copy is short: it is the caller's to know
+                job.done.set_exception(error)
+        self._free.append(job.place)
         self._on_answer(took_s)
+
+    def _result(self, job: Job, message: Finished | Refused | Failed) -> DecodedImage:
+        if isinstance(message, Refused):
+            raise _refusal(message)
+        if isinstance(message, Failed):
+            raise _fault(message)
+        return DecodedImage(self._pixels(job), message.format, message.width, message.height)
 
     def _pixels(self, job: Job) -> Pixels:
         # A copy: the place is about to be another picture's.
@@ -193,8 +244,9 @@ class Decoder:
 async def _started(*files: int) -> asyncio.subprocess.Process:
     starting = asyncio.create_task(
         asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "inference.decoding.process", *map(str, files)),
+            *(sys.executable, "-m", "inference.decoding.process", *map(str, files), str(os.getpid())),
             stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,  # which is the log's
             pass_fds=files,
             env=_environment(),
         )
@@ -202,16 +254,17 @@ async def _started(*files: int) -> asyncio.subprocess.Process:
     try:
         return await asyncio.shield(starting)
     except asyncio.CancelledError:
-        process = await starting  # else nobody would know that it is there
-        process.kill()
-        await process.wait()
+        with contextlib.suppress(OSError):  # it did not start at all
+            process = await starting  # else nobody would know that it is there
+            process.kill()
+            await process.wait()
         raise
 
 
 def _shared_memory() -> int:
     file = os.memfd_create("lensgate-decoded", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        set_size(file, PLACES * PLACE_BYTES)
+        set_size(file, MEMORY_BYTES)
         # Who reads a mapped file past its end is killed (SIGBUS): we must not depend on a decoder there.
         fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     except BaseException:

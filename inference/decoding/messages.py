@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+import struct
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 from inference.errors import DecoderExhausted, ImageTooLarge, InvalidImage, UnsupportedImage
-from inference.image.source import PictureFormat
+from inference.image.source import MAX_SIDE_PX, PictureFormat
 from inference.types import Preprocessing
 
 PLACE_BYTES: Final = 16 * 1024 * 1024
 """Room for one picture's pixels, `[crop_px, crop_px, 3]`, for a crop of up to 2,364 pixels. What is never written takes no memory."""
 PLACES: Final = 2
 """How many pictures one decoder holds at once: one is decoded and one waits, so that it never has to wait for the worker."""
+BEGUN: Final = struct.Struct("<Q")
+"""How many pictures the decoder has begun with. It stands behind the places, so that it can be read when the decoder has died."""
+BEGUN_OFFSET: Final = PLACES * PLACE_BYTES
+MEMORY_BYTES: Final = BEGUN_OFFSET + BEGUN.size
+MAX_MESSAGE_BYTES: Final = 32 * 1024
+"""Of what a decoder says."""
+MAX_TRACE: Final = 8_000
+"""Of a stack trace, in characters: its end is kept."""
+
+_Side = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE_PX)]
 
 REFUSALS: Final = {error.__name__: error for error in (UnsupportedImage, ImageTooLarge, InvalidImage, DecoderExhausted)}
 
@@ -35,16 +46,16 @@ class Finished(msgspec.Struct, tag="finished", array_like=True, frozen=True):
     """The pixels are there; and what the picture was, as `inference.image.DecodedImage`."""
 
     format: PictureFormat
-    width: int
-    height: int
+    width: _Side
+    height: _Side
 
 
 class Refused(msgspec.Struct, tag="refused", array_like=True, frozen=True):
     """The picture is to blame, or memory; see `inference.image.decode`."""
 
     kind: Literal["UnsupportedImage", "ImageTooLarge", "InvalidImage", "DecoderExhausted"]
-    message: str
-    notes: list[str]
+    message: Annotated[str, msgspec.Meta(max_length=300)]
+    notes: Annotated[list[str], msgspec.Meta(max_length=2)]
 
 
 class Failed(msgspec.Struct, tag="failed", array_like=True, frozen=True):

@@ -21,6 +21,8 @@ _SMOOTHING: Final = 0.1
 """The weight of the newest decode in the running mean: about the last twenty count."""
 _PAUSE_MIN_S: Final = 0.1
 _PAUSE_MAX_S: Final = 5.0
+_MAX_GIVEN: Final = 3
+"""A picture that so many decoders died before, without having begun with it, is given up: they all do."""
 _FAULTS: Final = frozenset({signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP})
 """What C code dies of by its own doing, or a picture's."""
 
@@ -65,6 +67,7 @@ class DecodePool:
         """Those that can be given pictures."""
         self._waiting: FairLines[Job] = FairLines()
         self._mean_s = 0.0
+        self._closed = False
         self._keepers: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -80,6 +83,8 @@ class DecodePool:
             InvalidImage: the picture made its decoder crash.
             DecoderExhausted: its decoder was killed while it was busy with the picture, or there is none.
         """
+        if self._closed:
+            raise DecoderExhausted("No picture can be decoded any more.")
         began_s = time.perf_counter()
         job = Job(client, data, preprocessing, asyncio.get_running_loop().create_future())
         self._put(job)
@@ -92,6 +97,7 @@ class DecodePool:
 
     async def aclose(self) -> None:
         """End the processes. The callers of what is not decoded are cancelled."""
+        self._closed = True
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
@@ -109,10 +115,13 @@ class DecodePool:
 
     def _hand_out(self) -> None:
         while self._waiting and self._decoders:
-            decoder = max(self._decoders, key=lambda decoder: decoder.room)
+            # Of those that are as busy as each other, the one that is so for the shortest time: another may be at something large.
+            decoder = max(self._decoders, key=lambda decoder: (decoder.room, decoder.first_since_s))
             if not decoder.room:
                 return
-            decoder.give(self._waiting.take())
+            job = self._waiting.take()
+            if not job.done.done():  # else its caller has left this very moment
+                decoder.give(job)
 
     def _answered(self, took_s: float) -> None:
         self._mean_s += (took_s - self._mean_s) * (_SMOOTHING if self._mean_s else 1.0)
@@ -124,14 +133,14 @@ class DecodePool:
         while True:
             decoder = Decoder(max_pixels=self._max_pixels, on_answer=self._answered)
             try:
-                await decoder.start()
+                await decoder.start(timeout_s=self._stuck_after_s)
                 pause_s = _PAUSE_MIN_S
                 self._decoders.append(decoder)
                 self._hand_out()
                 exit_code = await decoder.until_ended(stuck_after_s=self._stuck_after_s)
                 self._decoders.remove(decoder)
                 self._died(decoder, exit_code)
-                await asyncio.sleep(pause_s)
+                await asyncio.sleep(_PAUSE_MIN_S)
             except Exception:  # noqa: BLE001  whatever it is: another attempt is better than no decoder
                 _log.exception("decoder_not_started", restart_in_s=pause_s)
                 if not self._decoders:
@@ -139,20 +148,24 @@ class DecodePool:
                 await asyncio.sleep(pause_s)
                 pause_s = min(_PAUSE_MAX_S, 2 * pause_s)
             finally:
+                if decoder in self._decoders:
+                    self._decoders.remove(decoder)
                 for job in decoder.take_back():
                     job.done.cancel()
                 await decoder.close()
 
     def _died(self, decoder: Decoder, exit_code: int) -> None:
-        held = decoder.take_back()
-        _log.error("decoder_died", child_pid=decoder.pid, exit_code=exit_code, busy=bool(held))
-        self._on_death()
-        if held and not held[0].done.done():
-            held[0].done.set_exception(_cause_of_death(exit_code))
-        for job in held[1:]:
-            if not job.done.done():  # else its caller has left
+        busy, held = decoder.busy, decoder.take_back()
+        for number, job in enumerate(held):
+            if job.done.done():
+                continue  # its caller has left
+            if number == 0 and (busy or job.given >= _MAX_GIVEN):
+                job.done.set_exception(_cause_of_death(exit_code))
+            else:
                 self._waiting.put(job.client, job, full=False)
         self._hand_out()
+        _log.error("decoder_died", child_pid=decoder.pid, exit_code=exit_code, busy=busy)
+        self._on_death()
 
     def _drop_waiting(self, error: InferenceError | None) -> None:
         dropped = list(self._waiting)

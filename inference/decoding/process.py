@@ -1,24 +1,44 @@
 """What runs in a decoder (`python -m inference.decoding.process`): one picture after the other, until the worker that started it is gone.
 
-It is given a socket and a piece of memory, by the numbers of their descriptors, and has nothing else: no setting, no secret, no database.
+It is given a socket and a piece of memory, by the numbers of their descriptors, and the worker's process id. It has no setting, no secret
+and no database.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import os
 import resource
+import signal
 import socket
 import sys
 import traceback
+from pathlib import Path
+from typing import Final
 
 from inference.allocator import return_large_blocks
-from inference.decoding.messages import PLACE_BYTES, Decode, Failed, Finished, FromDecoder, Ready, Refused, decode_from_worker
+from inference.decoding.messages import (
+    BEGUN,
+    BEGUN_OFFSET,
+    MAX_TRACE,
+    PLACE_BYTES,
+    Decode,
+    Failed,
+    Finished,
+    FromDecoder,
+    Ready,
+    Refused,
+    decode_from_worker,
+)
 from inference.errors import InferenceError
 from inference.frames import HEADER, frame
 from inference.garbage import keep_what_exists
 from inference.image import decode
+
+_PR_SET_PDEATHSIG: Final = 1
+"""`<sys/prctl.h>`; PR_SET_PDEATHSIG(2const)."""
 
 
 class _WorkerGone(Exception):
@@ -26,7 +46,11 @@ class _WorkerGone(Exception):
 
 
 def main() -> None:
-    """Decode until the other end of the socket closes."""
+    """Decode until the other end of the socket closes, or the worker dies."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):  # sent to all processes of a group: the worker still wants its pictures
+        signal.signal(number, signal.SIG_IGN)
+    if not _die_with(int(sys.argv[3])):
+        return
     socket_file, memory_file = int(sys.argv[1]), int(sys.argv[2])
     _close_all_but(socket_file, memory_file)
     connection = socket.socket(fileno=socket_file)
@@ -41,19 +65,29 @@ def main() -> None:
             _decode_next(connection, memory)
 
 
+def _die_with(worker: int) -> bool:
+    """Have the system kill us when that process dies, also in the middle of a picture; False where it is dead already."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    return os.getppid() == worker
+
+
 def _close_all_but(*files: int) -> None:
     """Let go of whatever else was passed down by mistake; standard streams stay."""
-    first = 3
-    for file in sorted(files):
-        os.closerange(first, file)
-        first = file + 1
-    os.closerange(first, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    for file in [int(link.name) for link in Path("/proc/self/fd").iterdir()]:
+        if file > 2 and file not in files:
+            with contextlib.suppress(OSError):  # the one of the listing itself
+                os.close(file)
 
 
 def _decode_next(connection: socket.socket, memory: mmap.mmap) -> None:
     (message_bytes,) = HEADER.unpack(_received(connection, HEADER.size))
     job = decode_from_worker(_received(connection, message_bytes))
-    connection.sendall(frame(_answer(job, _received(connection, job.file_bytes), memory)))
+    file = _received(connection, job.file_bytes)
+    (begun,) = BEGUN.unpack_from(memory, BEGUN_OFFSET)
+    BEGUN.pack_into(memory, BEGUN_OFFSET, begun + 1)
+    connection.sendall(frame(_answer(job, file, memory)))
 
 
 def _received(connection: socket.socket, length: int) -> bytearray:
@@ -74,9 +108,9 @@ def _answer(job: Decode, file: bytearray, memory: mmap.mmap) -> FromDecoder:
         place = memoryview(memory)[job.offset : job.offset + PLACE_BYTES]
         place[: image.pixels.nbytes] = image.pixels.data.cast("B")  # a ValueError where there is no room for it
     except InferenceError as error:
-        return Refused(type(error).__name__, str(error), list(getattr(error, "__notes__", ())))  # type: ignore[arg-type]  # decode's four
+        return Refused(type(error).__name__, str(error), [note[:MAX_TRACE] for note in getattr(error, "__notes__", ())])  # type: ignore[arg-type]  # decode's four
     except Exception as error:  # noqa: BLE001 # the worker raises it again
-        return Failed(f"{type(error).__name__}: {error}", traceback.format_exc())
+        return Failed(f"{type(error).__name__}: {error}"[:MAX_TRACE], traceback.format_exc()[-MAX_TRACE:])
     return Finished(image.format, image.width, image.height)
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from support.decoders import DECODER, cpu_s, decoders_of
 from support.faults import sitecustomize as faults
-from support.held import API, Held, connection_to, wait_until_ready
+from support.held import API, Held, InFlight, connection_to, wait_until_ready
 from support.pictures import (
     NOT_PICTURES,
     animation,
@@ -284,13 +284,22 @@ def test_086_a_worker_that_dies_takes_its_decoders_along_and_is_back(faulty_gate
     after = len(faulty_gate.log)
     picture = encode(PHOTO, "PNG")
     orphans = decoders_of(victim)
-    with connection_to(faulty_gate, victim) as to_victim, connection_to(faulty_gate, other) as to_other:
+    with (
+        connection_to(faulty_gate, victim) as to_victim,
+        connection_to(faulty_gate, victim) as also_to_victim,
+        connection_to(faulty_gate, other) as to_other,
+    ):
+        before_s = cpu_s(orphans)
+        endless = InFlight(faulty_gate, blank(faults.ENDLESS), faulty_token, also_to_victim)
+        while cpu_s(orphans) - before_s < 0.3:
+            assert endless.is_waiting
         doomed = Held(faulty_gate, picture, faulty_token, worker=victim, http=to_victim)
         held = Held(faulty_gate, picture, faulty_token, worker=other, http=to_other)
         try:
             victim.send_signal(signal.SIGSEGV)
-            with pytest.raises(httpx.TransportError):
-                doomed.answer()
+            for cut in (doomed.request, endless):
+                with pytest.raises(httpx.TransportError):
+                    cut.wait()
             assert faulty_gate.wait_for("child_died", after=after)["exit_code"] == -11
             assert held.request.is_waiting
             assert faulty_gate.get("/livez").status_code == 200

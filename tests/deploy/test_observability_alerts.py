@@ -39,6 +39,7 @@ BAD_TOKENS: Final = one("lensgate_refusals_total", reason="invalid_token")
 BAD_CLIENTS: Final = one("lensgate_refusals_total", reason="invalid_client")
 LIMITED: Final = one("lensgate_rate_limit_hits_total", limit="images", tier="standard")
 FORWARD_FAILURES: Final = one("lensgate_forward_failures_total")
+DECODER_DEATHS: Final = one("lensgate_decoder_deaths_total")
 FALLBACKS: Final = one("lensgate_redis_fallbacks_total")
 LOG_DROPS: Final = one("lensgate_log_drops_total")
 KEY: Final = one("lensgate_signing_key_created_timestamp_seconds", process="api-0")
@@ -71,6 +72,7 @@ HEALTHY: Final[Mapping[str, str]] = {
     BAD_TOKENS: growing(5),
     LIMITED: growing(20),
     FORWARD_FAILURES: always(0),
+    DECODER_DEATHS: always(0),
     FALLBACKS: always(0),
     LOG_DROPS: always(0),
     KEY: always(-30 * DAY_S),  # time begins at 0
@@ -135,6 +137,7 @@ SCENARIOS: Final[Mapping[str, tuple[Mapping[str, str | None], Mapping[str, Seque
     "an engine dies twice": ({ENGINE: "0x10 1 2x100"}, {"13m": ["LensgateProcessRestarted"]}),
     "a worker dies three times": ({WORKER: "0x10 1 2 3x100"}, {"13m": ["LensgateProcessRestarted"]}),
     "one engine of two is gone": ({SECOND_ENGINE: always(0)}, {"10m": [], "17m": ["LensgateEngineMissing"]}),
+    "a decoder dies": ({DECODER_DEATHS: "0x10 1x100"}, {"9m": [], "11m": ["LensgateDecoderDied"], "1h30m": []}),
     "a batch fails": ({FORWARD_FAILURES: "0x10 1x100"}, {"9m": [], "11m": ["LensgateForwardFailures"], "40m": []}),
     "the only queue is long": ({WAIT: always(3)}, {"4m": [], "6m": ["LensgateQueueFilling"]}),
     "one queue of two is long": ({WAIT: always(3), SECOND_WAIT: always(0.1)}, {"6m": [], "1h": []}),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -39,6 +40,7 @@ class Pool:
 
     def __init__(self, *, processes: int = 1, max_waiting: int = 2, stuck_after_s: float = 60.0) -> None:
         self.deaths = 0
+        self.died = asyncio.Event()
         self._others = set(decoders_of(psutil.Process()))
         self._pool = DecodePool(
             max_pixels=MAX_PIXELS, processes=processes, max_waiting=max_waiting, stuck_after_s=stuck_after_s, on_death=self._died
@@ -47,6 +49,7 @@ class Pool:
 
     def _died(self) -> None:
         self.deaths += 1
+        self.died.set()
 
     def start(self) -> None:
         self._pool.start()
@@ -246,12 +249,12 @@ async def test_a_picture_that_crashes_its_decoder_is_invalid_and_all_others_are_
     assert (death["event"], death["exit_code"], death["busy"]) == ("decoder_died", -11, True)
 
 
-async def test_the_picture_of_a_decoder_that_is_killed_may_be_sent_again() -> None:
+async def test_the_picture_of_a_decoder_that_is_killed_may_be_sent_again(with_faults: None) -> None:
     async with running() as pool:
         pool.decoder().suspend()
-        first, second = [pool.decode(picture("red")) for _ in range(2)]
+        first, second = [pool.decode(data) for data in (picture("red", faults.KILLED), picture("red"))]
         await asyncio.sleep(0)
-        pool.decoder().kill()
+        pool.decoder().resume()
         with pytest.raises(DecoderExhausted):
             await first
 
@@ -259,23 +262,74 @@ async def test_the_picture_of_a_decoder_that_is_killed_may_be_sent_again() -> No
         assert pool.deaths == 1
 
 
-async def test_a_decoder_that_dies_idle_costs_no_picture() -> None:
+async def test_a_decoder_that_dies_before_it_began_with_them_costs_no_picture() -> None:
+    async with running() as pool:
+        with structlog.testing.capture_logs() as logs:
+            pool.decoder().suspend()
+            held = [pool.decode(picture(colour)) for colour in ("red", "blue")]
+            await asyncio.sleep(0)
+            pool.decoder().kill()
+
+            assert [await colour_of(one) for one in held] == [(255, 0, 0), (0, 0, 255)]
+    assert [entry["busy"] for entry in logs] == [False]
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_decoder_that_dies_idle_costs_no_picture(turns: int) -> None:
     async with running() as pool:
         former = pool.decoder()
-        former.kill()
-        await asyncio.to_thread(former.wait, 10)
+        former.send_signal(signal.SIGSEGV)
+        while former.status() != psutil.STATUS_ZOMBIE:
+            pass  # the event loop must not hear of it yet
+        for _ in range(turns):
+            await asyncio.sleep(0)
 
         assert await colour_of(pool.decode(picture("red"))) == (255, 0, 0)
 
 
-async def test_a_decoder_that_is_stuck_is_killed() -> None:
-    async with running(stuck_after_s=0.2) as pool:
-        pool.decoder().suspend()
-        stuck, second = [pool.decode(picture("red")) for _ in range(2)]
+async def test_signals_to_a_whole_group_of_processes_are_the_worker_s_to_heed() -> None:
+    async with running() as pool:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            pool.decoder().send_signal(number)
+            assert await colour_of(pool.decode(picture("red"))) == (255, 0, 0)
+        assert pool.deaths == 0
+
+
+async def test_a_decoder_that_is_stuck_is_killed(with_faults: None) -> None:
+    async with running(stuck_after_s=1) as pool:
+        stuck, second = [pool.decode(data) for data in (picture("red", faults.ENDLESS), picture("red"))]
         with pytest.raises(DecoderExhausted):
             await stuck
 
         assert await colour_of(second) == (255, 0, 0)
+
+
+async def test_a_decoder_that_does_not_get_ready_is_no_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", str(script(tmp_path, "#!/bin/sh\nexec sleep 60\n")))
+    pool = Pool(stuck_after_s=0.2)
+    with structlog.testing.capture_logs() as logs:
+        pool.start()
+        with pytest.raises(DecoderExhausted):
+            await pool.decode(picture("red"))
+        await pool.aclose()
+    assert {entry["event"] for entry in logs} == {"decoder_not_started"}
+
+
+async def test_what_comes_when_the_pool_is_closed_is_refused() -> None:
+    async with running() as pool:
+        await pool.aclose()
+        with pytest.raises(DecoderExhausted):
+            await pool.decode(picture("red"))
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_pool_is_closed_while_a_start_fails(turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    pool = Pool()
+    pool.start()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await asyncio.wait_for(pool.aclose(), 30)
 
 
 async def test_where_no_decoder_can_be_started_pictures_are_refused_until_one_can(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,33 +359,66 @@ async def test_a_pool_that_is_closed_before_its_decoders_are_there_leaves_none()
         assert pool.decoders() == []
 
 
-@pytest.mark.parametrize("said", ["b'\\xff' * 8", "frame(Finished('jpeg', 8, 8))", "b'\\4\\0\\0\\0\\x92\\xa8fin'"])
+NONSENSE = {
+    "no length that may be": "b'\\xff' * 8",
+    "no message": "b'\\4\\0\\0\\0\\x92\\xa8fin'",
+    "one answer more than was asked for": "2 * frame(Finished('jpeg', 8, 8))",
+    "ready twice": "frame(Ready())",
+    "an endless message": "b'\\0\\0\\xf0\\0' + bytes(1 << 20)",
+    "a text for a book": "frame(Refused('InvalidImage', 'x' * 10_000, []))",
+    "many notes": "frame(Refused('InvalidImage', '', ['']  * 10_000))",
+    "an impossible side": "frame(Finished('jpeg', 1 << 63, 8))",
+}
+
+
+@pytest.mark.parametrize("said", NONSENSE)
 async def test_a_decoder_that_talks_nonsense_is_replaced(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = tmp_path / "python"
-    script.write_text(
-        f"""#!{__import__("sys").executable}
+    await a_pool_gets_rid_of(f"connection.recv(1)\nconnection.sendall({NONSENSE[said]})\ntime.sleep(60)", tmp_path, monkeypatch)
+
+
+async def test_a_decoder_that_answers_what_it_has_not_read_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "connection.recv(1)\nwhile True: connection.sendall(frame(Finished('jpeg', 8, 8)))"
+    await a_pool_gets_rid_of(said, tmp_path, monkeypatch, picture("red") + bytes(5_000_000))
+
+
+async def test_a_decoder_that_closes_its_end_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "connection.recv(1)\nconnection.shutdown(socket.SHUT_WR)\ntime.sleep(60)"
+    await a_pool_gets_rid_of(said, tmp_path, monkeypatch, picture("red") + bytes(5_000_000))
+
+
+async def a_pool_gets_rid_of(does: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes | None = None) -> None:
+    """Of a decoder that, once it is ready, does something else; and goes on with an honest one."""
+    path = script(
+        tmp_path,
+        f"""#!{sys.executable}
 import socket, sys, time
-from inference.decoding.messages import Finished, Ready
+from inference.decoding.messages import Finished, Ready, Refused
 from inference.frames import frame
 connection = socket.socket(fileno=int(sys.argv[3]))
-connection.sendall(frame(Ready()) + {said})
-connection.recv(1)
-time.sleep(60)
-"""
+connection.sendall(frame(Ready()))
+{does}
+""",
     )
-    script.chmod(0o755)
     pool = Pool()
-    with monkeypatch.context() as babbling, structlog.testing.capture_logs() as logs:
-        babbling.setattr("sys.executable", str(script))
-        pool.start()
-        with pytest.raises(DecoderExhausted):
-            await pool.decode(picture("red"))
-    assert {entry["event"] for entry in logs} == {"decoder_died"}
-    while True:
-        with contextlib.suppress(DecoderExhausted):  # from one more of those
-            assert await colour_of(pool.decode(picture("red"))) == (255, 0, 0)
-            break
+    with structlog.testing.capture_logs() as logs:
+        with monkeypatch.context() as taken_over:
+            taken_over.setattr("sys.executable", str(path))
+            pool.start()
+            asked = pool.decode(data or picture("red"))
+            await asyncio.wait_for(pool.died.wait(), 30)
+        assert await colour_of(pool.decode(picture("blue"))) == (0, 0, 255)
+        await asyncio.wait({asked}, timeout=30)  # whatever it was told of its own picture
+        assert asked.done()
     await pool.aclose()
+
+    assert {entry["event"] for entry in logs} == {"decoder_died"}
+
+
+def script(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "python"
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
 
 
 async def test_a_decoder_knows_no_secret_and_leaves_no_core(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,10 @@ OUT_OF_MEMORY: Final = 951
 """MemoryError where Pillow decodes."""
 CRASH: Final = 952
 """The process ends as by a fault of C code."""
+KILLED: Final = 954
+"""The process is killed, as by a system that is out of memory."""
+ENDLESS: Final = 955
+"""A loop without an end."""
 SECRET_IN_LOCALS: Final = 953
 """An exception that nobody expects, past the decoder's own net, out of a function that holds a secret."""
 SECRET: Final = "locals-" + "s3cr3t" * 3
@@ -48,6 +52,10 @@ def _install() -> None:
     def faulty_load(image: Any) -> Any:  # noqa: ANN401 # as Pillow's
         if image.width == CRASH:
             os.kill(os.getpid(), signal.SIGSEGV)
+        if image.width == KILLED:
+            os.kill(os.getpid(), signal.SIGKILL)
+        while image.width == ENDLESS:
+            pass
         if image.width == OUT_OF_MEMORY:
             raise MemoryError
         if (kind := RAISED.get(image.width)) is not None:
