@@ -165,7 +165,7 @@ class Decoder:
                 left_s = self.first_since_s + stuck_after_s - time.monotonic() if self._jobs else stuck_after_s
                 if left_s <= 0:
                     self._kill()
-                done, _ = await asyncio.wait({ended}, timeout=max(left_s, 0.1))
+                done, _ = await asyncio.wait({ended}, timeout=min(max(left_s, 0.1), stuck_after_s / 4))
                 if done:
                     return ended.result()
         finally:
@@ -178,10 +178,11 @@ class Decoder:
         return jobs
 
     @property
-    def busy(self) -> bool:
-        """Whether it is, or was when it died, at the first of what it holds. That is what it says itself: a lie costs only such a one."""
+    def at(self) -> Job | None:
+        """Which of what it holds it is at, or was when it died. It says so itself: a lie costs only one that it holds."""
         assert self._memory is not None
-        return bool(self._jobs) and BEGUN.unpack_from(self._memory, BEGUN_OFFSET)[0] > self._answered
+        begun = BEGUN.unpack_from(self._memory, BEGUN_OFFSET)[0] - self._answered
+        return self._jobs[begun - 1] if 0 < begun <= len(self._jobs) else None
 
     async def close(self) -> None:
         """End the process, whatever it does, and wait for that."""
@@ -189,7 +190,8 @@ class Decoder:
         if self._process is not None:
             await self._process.wait()
         if self._memory is not None:
-            self._memory.close()
+            with contextlib.suppress(BufferError):  # a failed copy's trace still holds a view
+                self._memory.close()
 
     def _kill(self) -> None:
         self._gone = True

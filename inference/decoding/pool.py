@@ -155,16 +155,16 @@ class DecodePool:
                 await decoder.close()
 
     def _died(self, decoder: Decoder, exit_code: int) -> None:
-        busy, held = decoder.busy, decoder.take_back()
-        for number, job in enumerate(held):
+        fatal, held = decoder.at, decoder.take_back()
+        for job in held:
             if job.done.done():
                 continue  # its caller has left
-            if number == 0 and (busy or job.given >= _MAX_GIVEN):
+            if job is fatal or job.given >= _MAX_GIVEN:
                 job.done.set_exception(_cause_of_death(exit_code))
             else:
                 self._waiting.put(job.client, job, full=False)
         self._hand_out()
-        _log.error("decoder_died", child_pid=decoder.pid, exit_code=exit_code, busy=busy)
+        _log.error("decoder_died", child_pid=decoder.pid, exit_code=exit_code, busy=fatal is not None)
         self._on_death()
 
     def _drop_waiting(self, error: InferenceError | None) -> None:

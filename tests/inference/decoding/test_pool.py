@@ -262,6 +262,21 @@ async def test_the_picture_of_a_decoder_that_is_killed_may_be_sent_again(with_fa
         assert pool.deaths == 1
 
 
+async def test_where_a_decoder_dies_of_its_second_picture_the_first_is_not_blamed(with_faults: None) -> None:
+    async with running() as pool:
+        one = pool.decoder()
+        one.suspend()
+        first, second = [pool.decode(data) for data in (picture("red"), CRASHES)]
+        await asyncio.sleep(0)
+        one.resume()
+        while one.status() != psutil.STATUS_ZOMBIE:
+            pass  # the event loop hears of the answer and of the death at once
+        with pytest.raises(InvalidImage):
+            await second
+
+        assert await colour_of(first) == (255, 0, 0)
+
+
 async def test_a_decoder_that_dies_before_it_began_with_them_costs_no_picture() -> None:
     async with running() as pool:
         with structlog.testing.capture_logs() as logs:
