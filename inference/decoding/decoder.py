@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import mmap
 import os
 import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -34,15 +32,11 @@ from inference.decoding.messages import (
     Refused,
     decode_from_decoder,
 )
+from inference.decoding.start import shared_memory, start_process
 from inference.errors import InferenceError
 from inference.image import DecodedImage
 from inference.ipc import FrameProtocol
-from inference.picture_memory import set_size
 from inference.types import Pixels, Preprocessing
-
-_ENVIRONMENT: Final = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "LD_PRELOAD", "PATH", "VIRTUAL_ENV")
-"""What a decoder may know of our environment, besides what Python itself reads: passwords and keys stand there, too."""
-
 
 _MAX_ORDER_BYTES: Final = 1024
 """Of a message that goes before a file."""
@@ -106,10 +100,10 @@ class Decoder:
             ours, its = socket.socketpair()
             unless_started.callback(ours.close)
             with its:
-                file = _shared_memory()
+                file = shared_memory()
                 try:
                     self._memory = mmap.mmap(file, MEMORY_BYTES, prot=mmap.PROT_READ)
-                    self._process = await _started(its.fileno(), file)
+                    self._process = await start_process(its.fileno(), file)
                 finally:
                     os.close(file)
             await asyncio.get_running_loop().create_unix_connection(lambda: self._frames, sock=ours)
@@ -241,43 +235,6 @@ class Decoder:
         assert self._memory is not None
         side = job.preprocessing.crop_px
         return np.frombuffer(self._memory, np.uint8, side * side * 3, job.place * PLACE_BYTES).reshape(side, side, 3).copy()
-
-
-async def _started(*files: int) -> asyncio.subprocess.Process:
-    starting = asyncio.create_task(
-        asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "inference.decoding.process", *map(str, files), str(os.getpid())),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,  # which is the log's
-            pass_fds=files,
-            env=_environment(),
-        )
-    )
-    try:
-        return await asyncio.shield(starting)
-    except asyncio.CancelledError:
-        with contextlib.suppress(OSError):  # it did not start at all
-            process = await starting  # else nobody would know that it is there
-            process.kill()
-            await process.wait()
-        raise
-
-
-def _shared_memory() -> int:
-    file = os.memfd_create("lensgate-decoded", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        set_size(file, MEMORY_BYTES)
-        # Who reads a mapped file past its end is killed (SIGBUS): we must not depend on a decoder there.
-        fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-    except BaseException:
-        os.close(file)
-        raise
-    return file
-
-
-def _environment() -> dict[str, str]:
-    known = {name: value for name, value in os.environ.items() if name in _ENVIRONMENT or name.startswith("PYTHON")}
-    return known | {"OPENBLAS_NUM_THREADS": "1"}  # NumPy's threads would never be used
 
 
 def _refusal(message: Refused) -> InferenceError:
