@@ -202,14 +202,14 @@ class Decoder:
             return
         if isinstance(message, Ready) and not self._ready.is_set():
             self._ready.set()
-        elif isinstance(message, Ready) or not self._jobs or self._frames.unsent_bytes > self._held_bytes(1):
+        elif isinstance(message, Ready) or not self._jobs or self._frames.unsent_bytes > self._bytes_behind_the_first():
             self._kill()  # nobody asked, or it cannot have read what it answers
         else:
             self._answer(self._jobs.popleft(), message)
 
-    def _held_bytes(self, first: int) -> int:
-        """At least as much as is sent for what it holds from that one on."""
-        return sum(len(job.data) + _MAX_ORDER_BYTES for job in islice(self._jobs, first, None))
+    def _bytes_behind_the_first(self) -> int:
+        """At least as much as is sent for all that it holds but the first."""
+        return sum(len(job.data) + _MAX_ORDER_BYTES for job in islice(self._jobs, 1, None))
 
     def _answer(self, job: Job, message: Finished | Refused | Failed) -> None:
         self._answered += 1
