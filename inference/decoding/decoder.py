@@ -40,6 +40,9 @@ from inference.types import Pixels, Preprocessing
 
 _MAX_ORDER_BYTES: Final = 1024
 """Of a message that goes before a file."""
+_QUICK_BYTES: Final = 1 << 18
+"""A file up to this is usually decoded within milliseconds, so that the next one may wait for it; nothing waits behind a larger one, as
+another decoder may be free sooner."""
 
 
 class DecoderNotStarted(Exception):
@@ -128,7 +131,7 @@ class Decoder:
     @property
     def room(self) -> int:
         """How many more pictures it can be given now; none once it is going."""
-        return 0 if self._gone else len(self._free)
+        return 0 if self._gone or any(len(job.data) > _QUICK_BYTES for job in self._jobs) else len(self._free)
 
     @property
     def held(self) -> int:

@@ -319,6 +319,15 @@ async def test_a_decoder_that_is_stuck_is_killed(with_faults: None) -> None:
         assert await colour_of(second) == (255, 0, 0)
 
 
+async def test_no_picture_waits_behind_a_large_one_while_another_decoder_comes_free(with_faults: None) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (100, faults.ENDLESS, 3), np.uint8)
+    async with running(processes=2, max_waiting=8) as pool:
+        endless = pool.decode(encode(Image.fromarray(noise), "PNG"))
+        others = [pool.decode(picture("red")) for _ in range(6)]
+        assert [await colour_of(one) for one in others] == [(255, 0, 0)] * 6
+        assert not endless.done()
+
+
 async def test_a_decoder_that_does_not_get_ready_is_no_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", str(script(tmp_path, "#!/bin/sh\nexec sleep 60\n")))
     pool = Pool(stuck_after_s=0.2)
