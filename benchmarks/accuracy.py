@@ -40,8 +40,10 @@ _PHOTOGRAPHS: Final = (
 )
 _MAX_PIXELS: Final = 50_000_000
 _BATCH: Final = 8
+_WHOLE_PX: Final = 1_000
+"""A shorter side up to which JPEG is decoded in full (`inference.image.fit.draft_size`: below four times `resize_px`, here 256)."""
 _DRAFTED_PX: Final = 1_100
-"""A shorter side at which JPEG is decoded at half its size (`inference.image.fit.draft_size`: from four times `resize_px`, here 256)."""
+"""A shorter side from which it is decoded at half its size or less."""
 
 _Sets = dict[str, list[Pixels]]
 """Decoded crops by the kind of their files."""
@@ -90,7 +92,7 @@ def crops(count: int, pictures: Sequence[Image.Image], seed: int = 0) -> Iterato
 
 def files(crop: Image.Image) -> dict[str, bytes]:
     """A crop as PNG, as lossy WebP, as JPEG, and as a JPEG so large that its decoder scales it."""
-    small, large = min(crop.width, _DRAFTED_PX - 100), max(crop.width, _DRAFTED_PX)
+    small, large = min(crop.width, _WHOLE_PX), max(crop.width, _DRAFTED_PX)
     whole, drafted = (crop.resize((side, side), Image.Resampling.BICUBIC) if side != crop.width else crop for side in (small, large))
     return {
         "PNG": _encoded(whole, "PNG", compress_level=1),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from torchvision.transforms import InterpolationMode  # type: ignore[import-unty
 from torchvision.transforms import functional as F  # noqa: N812 - its usual name
 
 from inference.types import Pixels, Preprocessing
+from support.pictures import photo
 from support.weights_server import WeightsServer, serve_weights
 
 Crop = Callable[[Image.Image, Preprocessing], Pixels]
@@ -22,11 +21,7 @@ Crop = Callable[[Image.Image, Preprocessing], Pixels]
 @pytest.fixture(scope="session")
 def photographs() -> dict[str, Image.Image]:
     """Three photographs that scikit-image carries, RGB."""
-    folder = Path(str(importlib.resources.files("skimage"))) / "data"
-    return {name: Image.open(folder / f"{name}.{suffix}").convert("RGB") for name, suffix in _PHOTOGRAPHS.items()}
-
-
-_PHOTOGRAPHS = {"coffee": "png", "chelsea": "png", "rocket": "jpg"}
+    return {name: photo(f"{name}.{suffix}") for name, suffix in (("coffee", "png"), ("chelsea", "png"), ("rocket", "jpg"))}
 
 
 @pytest.fixture(scope="session")
