@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -34,11 +35,14 @@ _ALMOST = st.lists(
 ).map(b"".join)
 
 
-def _request(content_type: str, body: bytes) -> Request:
-    messages: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
+def _request(content_type: str, *pieces: bytes) -> Request:
+    left = iter(pieces)
+    more = len(pieces)
 
     async def receive() -> dict[str, Any]:
-        return messages.pop(0) if messages else {"type": "http.disconnect"}
+        nonlocal more
+        more -= 1
+        return {"type": "http.request", "body": next(left), "more_body": more > 0} if more >= 0 else {"type": "http.disconnect"}
 
     return Request({"type": "http", "method": "POST", "headers": [(b"content-type", content_type.encode())]}, receive)
 
@@ -108,6 +112,35 @@ async def test_of_malformed_json_only_the_place_where_it_breaks_is_looked_at() -
         await read_picture(_request("application/json", b'{"image": "aGk="}, NaN'), max_bytes=1000)
     with pytest.raises(InvalidRequest, match="no NaN"):
         await read_picture(_request("application/json", b'{"image": -Infinity}'), max_bytes=1000)
+
+
+@given(st.lists(st.binary(max_size=20), min_size=1), st.sampled_from(_TYPES))
+async def test_a_body_may_come_in_any_pieces(pieces: list[bytes], content_type: str) -> None:
+    async def read(*pieces: bytes) -> object:
+        try:
+            return await read_picture(_request(content_type, *pieces), max_bytes=1000)
+        except ApiError as refusal:
+            return str(refusal)
+
+    assert await read(*pieces) == await read(b"".join(pieces))
+
+
+@given(st.lists(st.sampled_from([1, 4095, 4096, 65_536, 70_000]), min_size=1, max_size=40))
+async def test_large_and_small_pieces_stay_in_order(sizes: list[int]) -> None:
+    pieces = [bytes([number]) * size for number, size in enumerate(sizes)]
+    assert await read_picture(_request("image/png", *pieces), max_bytes=10**7) == b"".join(pieces)
+
+
+async def test_a_body_in_tiny_pieces_takes_about_the_memory_of_its_bytes() -> None:
+    request = _request("image/png", *[b"%02d" % (number % 90) for number in range(100_000)])
+    tracemalloc.start()
+    try:
+        body = await read_picture(request, max_bytes=10**6)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(body) == 200_000
+    assert peak_bytes < 3 * 200_000
 
 
 async def test_a_client_that_leaves_during_its_upload_is_a_disconnect() -> None:

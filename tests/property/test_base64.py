@@ -24,6 +24,9 @@ _ENOUGH = 1000
 @example("QUI")
 @example("QU I=")
 @example("QUI==")
+@example("QUJD=")  # binascii takes it
+@example("QUJDQQ==")
+@example("QUJDR===")
 @example("QUI=QUI=")
 @example("QUJ\n")
 @example("=")
