@@ -65,9 +65,14 @@ class Exchange:
         raise self.failure
 
     async def _send_answer(self, message: Message) -> None:
-        if message["type"] == "http.response.start" and not self.body_complete and not self._rest_is_small():
-            self.cycle.keep_alive = False
-        await self._send(message)
+        if message["type"] == "http.response.start":
+            if not self.body_complete and not self._rest_is_small():
+                self.cycle.keep_alive = False
+            self.cycle.transport.hold()
+            await self._send(message)
+        else:
+            await self._send(message)
+            self.cycle.transport.let_go()
 
     def _rest_is_small(self) -> bool:
         # A client that still waits for 100 Continue may never send its body (RFC 9110 section 10.1.1): what comes next would be ambiguous.

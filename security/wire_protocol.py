@@ -208,7 +208,8 @@ class GuardedProtocol(BoundedProtocol):
         # Closed with unread data, a connection is reset, and the reset may overtake the answer (RFC 9112 section 9.6).
         if self.phase in {Phase.LINGER, Phase.CLOSING}:
             return
-        self.deaf = self._wire.ending = True
+        self.deaf = True
+        self._wire.end()
         self.enter(Phase.LINGER)
         self._wire.half_close()
         if self._discardable_bytes > 0 and not self._wire.inner.is_closing():
@@ -221,12 +222,14 @@ class GuardedProtocol(BoundedProtocol):
             self.flow.pause_reading()
 
     def _close(self) -> None:
-        self.deaf = self._wire.ending = True
+        self.deaf = True
+        self._wire.end()
         self.enter(Phase.CLOSING)
         self._wire.inner.close()
 
     def _abort(self) -> None:
-        self.deaf = self._wire.ending = True
+        self.deaf = True
+        self._wire.end()
         self.enter(Phase.CLOSING)
         self._wire.inner.abort()
 

@@ -1,4 +1,4 @@
-"""The transport that uvicorn is given: it counts what is written, and lets the guard decide how a connection ends."""
+"""The transport that uvicorn is given: it counts, sends an answer's head with its body, and lets the guard decide how a connection ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class CountingTransport:
         on_close: called instead of closing it.
     """
 
-    __slots__ = ("_on_close", "ending", "inner", "written_bytes")
+    __slots__ = ("_held", "_on_close", "ending", "inner", "written_bytes")
 
     def __init__(self, inner: asyncio.Transport, on_close: Callable[[], None]) -> None:
         self.inner = inner
@@ -22,13 +22,33 @@ class CountingTransport:
         self.written_bytes = 0
         self.ending = False
         """True from the moment when nothing more is to be written."""
+        self._held: list[bytes] | None = None
 
     def write(self, data: bytes) -> None:
         """Write, and count; what the app still says after the end goes nowhere."""
         if self.ending:
             return
         self.written_bytes += len(data)
-        self.inner.write(data)
+        if self._held is None:
+            self.inner.write(data)
+        elif data:
+            self._held.append(data)
+
+    def hold(self) -> None:
+        """Keep what is written until `let_go`: uvicorn writes the head of an answer before its body, and each would be a packet."""
+        if self._held is None:
+            self._held = []
+
+    def let_go(self) -> None:
+        """Write what was held."""
+        held, self._held = self._held, None
+        if held:
+            self.inner.writelines(held)
+
+    def end(self) -> None:
+        """Nothing more is to be written; what was, goes out."""
+        self.let_go()
+        self.ending = True
 
     def close(self) -> None:
         """Ask for the end."""
@@ -37,7 +57,7 @@ class CountingTransport:
 
     def release(self) -> None:
         """The connection is gone: hold on to nobody, so that nothing waits for the garbage collector."""
-        self.ending = True
+        self.ending, self._held = True, None
         self._on_close = _do_nothing
 
     def is_closing(self) -> bool:

@@ -8,6 +8,8 @@ import gc
 import logging
 import socket
 import ssl
+import struct
+import sys
 import threading
 import time
 import tracemalloc
@@ -32,6 +34,8 @@ from support.raw_http import ConnectionClosed, RawConnection
 LIMITS = WireLimits(header_timeout_s=0.6, body_timeout_s=0.6, max_header_bytes=2048, drain_s=2.0)
 KERNEL_BUFFERS_BYTES = 12 * 1024 * 1024
 """What the two sockets of a loopback connection may hold that nobody has read."""
+DATA_SEGMENTS_IN_OFFSET = 152
+"""`tcpi_data_segs_in` of `<linux/tcp.h>`."""
 KEEP_ALIVE_S = 1
 LARGE_BYTES = 8_000_000
 WAIT_S = 10.0
@@ -226,6 +230,16 @@ def test_pipelined_uploads_in_one_piece_are_told_apart(guarded: Guarded) -> None
             )
         )
         assert [int(connection.answer().body) for _ in bodies] == [150_000, 3, 70_000]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's tcp_info")
+def test_the_head_of_an_answer_and_its_body_are_one_packet(guarded: Guarded) -> None:
+    with guarded.connect() as connection:
+        for _ in range(9):
+            connection.request("POST", "/", "Content-Length: 3", body=b"abc")
+            assert connection.answer().body == b"3"
+        info = connection.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+        assert struct.unpack_from("I", info, DATA_SEGMENTS_IN_OFFSET) == (9,)
 
 
 def test_a_body_that_turns_malformed_reaches_the_app_as_an_error(guarded: Guarded) -> None:
