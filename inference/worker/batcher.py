@@ -112,7 +112,6 @@ class Batcher:
         if turned_out is not None:
             wait_s = self._wait_s(self._queue.ahead_of(turned_out.client))
             self._deliver([(turned_out, Failure(turned_out.id, "overloaded", max(1, math.ceil(wait_s))))])
-        self._measure_queue()
         return None
 
     def predicted_wait_s(self) -> float:
@@ -138,8 +137,6 @@ class Batcher:
             if late:
                 self._deliver([(entry, Failure(entry.id, "deadline")) for entry in late])
             sound = not batch or self._run(batch, lane)
-            if batch or late:
-                self._measure_queue()
             if time.monotonic() >= next_test_s or not sound:
                 self._self_test(lane)
                 next_test_s = time.monotonic() + self._self_test_every_s
@@ -161,7 +158,6 @@ class Batcher:
         """Run one batch; False when nothing at all came of it, so that the device must prove itself before it gets another one."""
         self._begin(lane, len(batch))
         alone = lane == 0 and not any(self._running[1:]) and not len(self._queue)
-        self._measure_queue()
         started_ns = time.monotonic_ns()
         try:
             class_ids, probabilities = self._model.infer([entry.pixels for entry in batch], lane=lane, alone=alone)
@@ -197,6 +193,3 @@ class Batcher:
         )
         self._metrics.batch_run(len(batch), elapsed_s)
         return bool(np.isfinite(probabilities[:, 0]).any())
-
-    def _measure_queue(self) -> None:
-        self._metrics.queue_changed(len(self._queue), self.predicted_wait_s())

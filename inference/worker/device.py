@@ -11,7 +11,7 @@ from inference.worker.cards import PACKAGED_MODEL
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# In bf16 it names another class than in float32 for 3 to 8 of 100 crops (benchmarks/accuracy.py): its filters by depth have few
+# In bf16 it names another class than in float32 for 3 to 7 of 100 crops (benchmarks/accuracy.py): its filters by depth have few
 # weights each, so that their rounding does not average out.
 _TOO_COARSE_IN_BF16 = frozenset({PACKAGED_MODEL})
 

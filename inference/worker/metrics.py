@@ -52,8 +52,8 @@ class EngineMetrics:
             registry=registry,
         )
 
-    def queue_changed(self, depth: int, predicted_wait_s: float) -> None:
-        """Pictures have come or gone."""
+    def queue_seen(self, depth: int, predicted_wait_s: float) -> None:
+        """How long the queue is now, in pictures, and how long one more would wait."""
         self._queue_depth.set(depth)
         self._predicted_wait.set(predicted_wait_s)
 

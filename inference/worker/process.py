@@ -73,12 +73,14 @@ async def serve(
         # A daemon: a forward pass or a download cannot be interrupted, and must not keep a stopped engine alive.
         threading.Thread(target=guarded, name=name, daemon=True).start()
 
-    watchdogs: list[Watchdog] = []
-    """Empty until the model is warm: whatever comes before may take minutes."""
+    looks: list[Callable[[], None]] = []
+    """Done every second. Empty until the model is warm: whatever comes before may take minutes."""
 
     def load_and_run() -> None:
         batcher = _load(candidates, server, queue, connect_timeout_s, metrics, gpu_number)
-        watchdogs.append(Watchdog(batcher.passes, stuck_after_s=candidates[0].stuck_after_s))
+        looks.append(Watchdog(batcher.passes, stuck_after_s=candidates[0].stuck_after_s).look)
+        # Not at every change: with the model stubbed that was a fifth of what a picture costs this process.
+        looks.append(lambda: metrics.queue_seen(len(queue), batcher.predicted_wait_s()))
         # At once: whoever holds it to be still starting is more patient.
         loop.call_soon_threadsafe(on_alive, True)
         for lane in range(1, batcher.lanes):
@@ -86,7 +88,7 @@ async def serve(
         batcher.run(0)
 
     start("lane-0", load_and_run)
-    stopped, watched = asyncio.create_task(stop.wait()), asyncio.create_task(_watch(server, watchdogs, on_alive))
+    stopped, watched = asyncio.create_task(stop.wait()), asyncio.create_task(_watch(server, looks, on_alive))
     waits: set[asyncio.Future[Any]] = {stopped, watched, failed}
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -100,10 +102,10 @@ async def serve(
         socket.unlink(missing_ok=True)
 
 
-async def _watch(server: EngineServer, watchdogs: Sequence[Watchdog], on_alive: Callable[[bool], None]) -> None:
+async def _watch(server: EngineServer, looks: Sequence[Callable[[], None]], on_alive: Callable[[bool], None]) -> None:
     while True:
-        for watchdog in watchdogs:
-            watchdog.look()
+        for look in looks:
+            look()
         on_alive(server.status.ready)
         await asyncio.sleep(LOOK_EVERY_S)
 

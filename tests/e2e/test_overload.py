@@ -14,6 +14,7 @@ import pytest
 
 from support.pictures import encode, gradient
 from support.raw_http import RawConnection
+from support.scrape import scraper
 from support.service import PACKAGED, Service
 from support.stub_engine import sitecustomize as stub
 
@@ -118,3 +119,21 @@ def test_a_flood_of_ten_times_capacity_is_refused_and_nobody_else_is(service: Se
         flood.end()
     assert statuses == {200: 30}
     assert set(flood.statuses) == {200, 503}
+
+
+def test_a_queue_and_its_end_are_seen_in_the_metrics(service: Service, tokens: list[str]) -> None:
+    scrape = scraper(service)
+
+    def wait_for(names: tuple[str, ...], *, zero: bool) -> None:
+        deadline_s = time.monotonic() + 30
+        while any((scrape()(name) == 0) != zero for name in names):
+            assert time.monotonic() < deadline_s, names
+            time.sleep(0.05)
+
+    names = ("lensgate_queue_depth", "lensgate_predicted_wait_seconds")
+    flood = Flood(service, tokens[0], FLOOD)
+    try:
+        wait_for(names, zero=False)
+    finally:
+        flood.end()
+    wait_for(names, zero=True)

@@ -2,46 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
-import numpy as np
 from prometheus_client import CollectorRegistry
 
 from inference.types import ModelInfo, Preprocessing
-from inference.worker.batcher import Batcher, BatchModel
 from inference.worker.metrics import EngineMetrics
-from inference.worker.queue import Entry, FairQueue
-
-PIXELS = np.zeros((8, 8, 3), np.uint8)
 
 
-class Model:
-    """As much of a model as admitting pictures needs."""
-
-    max_batch = 4
-    lanes = 1
-
-
-def test_depth_and_predicted_wait_follow_every_picture_that_is_admitted() -> None:
+def test_the_queue_is_measured_as_it_was_seen_last() -> None:
     registry = CollectorRegistry()
     metrics = EngineMetrics("engine-0", registry)
-    model = cast("BatchModel", Model())
-    batcher = Batcher(FairQueue(9), model, deliver=lambda _: None, metrics=metrics, seconds_per_batch=3.0)
-
-    def admit(number: int) -> Any:  # noqa: ANN401 # a refusal or nothing
-        return batcher.admit(Entry(number, number, PIXELS, 1, 2**62, "client", lambda _: None))
-
-    seen = []
-    for number in range(9):
-        assert admit(number) is None
-        seen.append(
-            tuple(
-                registry.get_sample_value(f"lensgate_{name}", {"engine": "engine-0"}) for name in ("queue_depth", "predicted_wait_seconds")
-            )
-        )
-    assert seen == [(1, 0), (2, 0), (3, 0), (4, 3), (5, 3), (6, 3), (7, 3), (8, 6), (9, 6)]
-    assert admit(9).kind == "overloaded"
-    assert registry.get_sample_value("lensgate_queue_depth", {"engine": "engine-0"}) == 9
+    for depth, wait_s in ((9, 6.0), (4, 3.0)):
+        metrics.queue_seen(depth, wait_s)
+        for name, expected in (("queue_depth", depth), ("predicted_wait_seconds", wait_s)):
+            assert registry.get_sample_value(f"lensgate_{name}", {"engine": "engine-0"}) == expected
 
 
 def test_a_forward_pass_is_measured_whole_and_a_failure_is_counted_apart() -> None:
