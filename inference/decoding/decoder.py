@@ -40,9 +40,9 @@ from inference.types import Pixels, Preprocessing
 
 _MAX_ORDER_BYTES: Final = 1024
 """Of a message that goes before a file."""
-_QUICK_BYTES: Final = 1 << 18
-"""A file up to this is usually decoded within milliseconds, so that the next one may wait for it; nothing waits behind a larger one, as
-another decoder may be free sooner."""
+_MAX_FOLLOWED_BYTES: Final = 1 << 18
+"""Behind a larger file nothing waits in a decoder, as another one may be free sooner. A JPEG of this size is decoded within some ten
+milliseconds; what a flat PNG or WebP of this size costs only its header tells, and that is not read here."""
 
 
 class DecoderNotStarted(Exception):
@@ -131,7 +131,9 @@ class Decoder:
     @property
     def room(self) -> int:
         """How many more pictures it can be given now; none once it is going."""
-        return 0 if self._gone or any(len(job.data) > _QUICK_BYTES for job in self._jobs) else len(self._free)
+        if self._gone or (self._jobs and len(self._jobs[-1].data) > _MAX_FOLLOWED_BYTES):
+            return 0
+        return len(self._free)
 
     @property
     def held(self) -> int:

@@ -66,13 +66,15 @@ class DecodePool:
         self._decoders: list[Decoder] = []
         """Those that can be given pictures."""
         self._waiting: FairLines[Job] = FairLines()
+        self._cannot_start: set[int] = set()
+        """Which of the processes could not be started when it was tried last."""
         self._mean_s = 0.0
         self._closed = False
         self._keepers: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begin to start the processes, on the running event loop. Returns at once."""
-        self._keepers = [asyncio.create_task(self._keep(), name=f"keep decoder {number}") for number in range(self._processes)]
+        self._keepers = [asyncio.create_task(self._keep(number), name=f"keep decoder {number}") for number in range(self._processes)]
 
     async def decode(self, data: bytes, preprocessing: Preprocessing, *, client: str) -> Decoded:
         """Decode one picture. Cancelled while it waits for a process, it is never run.
@@ -127,32 +129,43 @@ class DecodePool:
         self._mean_s += (took_s - self._mean_s) * (_SMOOTHING if self._mean_s else 1.0)
         self._hand_out()
 
-    async def _keep(self) -> None:
+    async def _keep(self, number: int) -> None:
         """Run a decoder, and another one whenever it ends, until cancelled."""
         pause_s = _PAUSE_MIN_S
         while True:
             decoder = Decoder(max_pixels=self._max_pixels, on_answer=self._answered)
             try:
-                await decoder.start(timeout_s=self._stuck_after_s)
+                await self._start(decoder, number)
                 pause_s = _PAUSE_MIN_S
-                self._decoders.append(decoder)
-                self._hand_out()
-                exit_code = await decoder.until_ended(stuck_after_s=self._stuck_after_s)
-                self._decoders.remove(decoder)
-                self._died(decoder, exit_code)
+                self._died(decoder, await self._use(decoder))
                 await asyncio.sleep(_PAUSE_MIN_S)
             except Exception:  # noqa: BLE001  whatever it is: another attempt is better than no decoder
                 _log.exception("decoder_not_started", restart_in_s=pause_s)
-                if not self._decoders:
+                if len(self._cannot_start) == self._processes:
                     self._drop_waiting(DecoderExhausted("No picture can be decoded now."))
                 await asyncio.sleep(pause_s)
                 pause_s = min(_PAUSE_MAX_S, 2 * pause_s)
             finally:
-                if decoder in self._decoders:
-                    self._decoders.remove(decoder)
                 for job in decoder.take_back():
                     job.done.cancel()
                 await decoder.close()
+
+    async def _start(self, decoder: Decoder, number: int) -> None:
+        try:
+            await decoder.start(timeout_s=self._stuck_after_s)
+        except Exception:
+            self._cannot_start.add(number)
+            raise
+        self._cannot_start.discard(number)
+
+    async def _use(self, decoder: Decoder) -> int:
+        """Give it pictures until it ends; its exit code."""
+        self._decoders.append(decoder)
+        try:
+            self._hand_out()
+            return await decoder.until_ended(stuck_after_s=self._stuck_after_s)
+        finally:
+            self._decoders.remove(decoder)
 
     def _died(self, decoder: Decoder, exit_code: int) -> None:
         fatal, held = decoder.at, decoder.take_back()

@@ -18,7 +18,7 @@ import traceback
 from pathlib import Path
 from typing import Final
 
-from inference.allocator import return_large_blocks
+from inference.allocator import keep_a_picture
 from inference.decoding.messages import (
     BEGUN,
     BEGUN_OFFSET,
@@ -57,7 +57,7 @@ def main() -> None:
     memory = mmap.mmap(memory_file, 0)
     os.close(memory_file)  # the map has its own
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash must not leave somebody's picture on a disk
-    return_large_blocks()
+    keep_a_picture()
     keep_what_exists()
     with contextlib.suppress(_WorkerGone, BrokenPipeError, ConnectionResetError):
         connection.sendall(frame(Ready()))
@@ -90,21 +90,20 @@ def _decode_next(connection: socket.socket, memory: mmap.mmap) -> None:
     connection.sendall(frame(_answer(job, file, memory)))
 
 
-def _received(connection: socket.socket, length: int) -> bytearray:
+def _received(connection: socket.socket, length: int) -> bytes:
     """Exactly so many bytes."""
-    data = bytearray(length)
-    view, filled = memoryview(data), 0
-    while filled < length:
-        count = connection.recv_into(view[filled:])
-        if not count:
+    data = b""
+    while len(data) < length:  # a call for all of them is cut short by SIGCONT, a debugger or a container's freezer
+        more = connection.recv(length - len(data), socket.MSG_WAITALL)
+        if not more:
             raise _WorkerGone
-        filled += count
+        data += more  # `more` itself, the first time
     return data
 
 
-def _answer(job: Decode, file: bytearray, memory: mmap.mmap) -> FromDecoder:
+def _answer(job: Decode, file: bytes, memory: mmap.mmap) -> FromDecoder:
     try:
-        image = decode(memoryview(file), preprocessing=job.preprocessing, max_pixels=job.max_pixels)
+        image = decode(file, preprocessing=job.preprocessing, max_pixels=job.max_pixels)
         place = memoryview(memory)[job.offset : job.offset + PLACE_BYTES]
         place[: image.pixels.nbytes] = image.pixels.data.cast("B")  # a ValueError where there is no room for it
     except InferenceError as error:

@@ -33,7 +33,7 @@ CARDS: dict[str, tuple[models.WeightsEnum, Preprocessing]] = {
     "efficientnet_b3": (models.EfficientNet_B3_Weights.IMAGENET1K_V1, Preprocessing(resize_px=320, crop_px=300, interpolation="bicubic")),
     "convnext_tiny": (models.ConvNeXt_Tiny_Weights.IMAGENET1K_V1, Preprocessing(resize_px=236, crop_px=224, interpolation="bilinear")),
 }
-SIZES = [(600, 400), (401, 333), (333, 401), (224, 224), (1, 1), (3, 2), (50, 7), (800, 100), (90, 1440), (1201, 900)]
+SIZES = [(600, 400), (401, 333), (333, 401), (224, 224), (1, 1), (3, 2), (50, 7), (800, 100), (90, 1440), (400, 1200), (1201, 900)]
 RESNET50 = CARDS["resnet50"][1]
 
 

@@ -320,11 +320,13 @@ async def test_a_decoder_that_is_stuck_is_killed(with_faults: None) -> None:
 
 
 async def test_no_picture_waits_behind_a_large_one_while_another_decoder_comes_free(with_faults: None) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (100, faults.ENDLESS, 3), np.uint8)
+    large = encode(Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, faults.ENDLESS, 3), np.uint8)), "PNG")
+    assert len(large) > 256 * 1024
     async with running(processes=2, max_waiting=8) as pool:
-        endless = pool.decode(encode(Image.fromarray(noise), "PNG"))
+        endless = pool.decode(large)
         others = [pool.decode(picture("red")) for _ in range(6)]
-        assert [await colour_of(one) for one in others] == [(255, 0, 0)] * 6
+        async with asyncio.timeout(30):  # half of the time after which the stuck one would be killed
+            assert [await colour_of(one) for one in others] == [(255, 0, 0)] * 6
         assert not endless.done()
 
 
@@ -337,6 +339,19 @@ async def test_a_decoder_that_does_not_get_ready_is_no_decoder(tmp_path: Path, m
             await pool.decode(picture("red"))
         await pool.aclose()
     assert {entry["event"] for entry in logs} == {"decoder_not_started"}
+
+
+async def test_a_decoder_that_cannot_be_started_costs_no_picture_while_another_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_fails = f'#!/bin/sh\nmkdir "{tmp_path}/one" 2> /dev/null && exit 1\nexec "{sys.executable}" "$@"\n'
+    monkeypatch.setattr("sys.executable", str(script(tmp_path, first_fails)))
+    pool = Pool(processes=2)
+    with structlog.testing.capture_logs() as logs:
+        pool.start()
+        assert await colour_of(pool.decode(picture("red"))) == (255, 0, 0)
+        await pool.aclose()
+    assert [entry["event"] for entry in logs] == ["decoder_not_started"]
 
 
 async def test_what_comes_when_the_pool_is_closed_is_refused() -> None:
