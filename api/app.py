@@ -111,7 +111,8 @@ def _layers(services: Services, access: AccessTable) -> list[Middleware]:
 
 
 def _routes(*, docs: bool) -> list[BaseRoute]:
-    routers = [token.router, revoke.router, introspect.router, metadata.router, predict.router, models.router, ops.router, metrics.router]
+    # They are tried in this order: what is asked for most comes first.
+    routers = [predict.router, token.router, revoke.router, introspect.router, metadata.router, models.router, ops.router, metrics.router]
     if docs:
         routers.append(pages.router)
     return [route for router in routers for route in router.routes]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
 from typing import Final, NamedTuple
+
+from api.random_octets import random_octets
 
 _TRACEPARENT: Final = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
 _NO_VERSION: Final = b"ff"
@@ -64,7 +65,7 @@ def read_trace_context(headers: Iterable[tuple[bytes, bytes]]) -> TraceContext |
 
 def continue_trace(caller: TraceContext | None) -> TraceContext:
     """A new span in the caller's trace, or in a new one, that nobody here records."""
-    octets = os.urandom(_TRACE_OCTETS + _SPAN_OCTETS)
+    octets = random_octets(_TRACE_OCTETS + _SPAN_OCTETS)
     if not any(octets[:_TRACE_OCTETS]) or not any(octets[_TRACE_OCTETS:]):
         return continue_trace(caller)  # all zeros is no id
     if caller is not None:

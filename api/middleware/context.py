@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 import time
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Final
@@ -13,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.log import REQUEST_IDS
 from api.metrics import METHODS, UNMATCHED, Metrics
+from api.random_octets import random_octets
 from api.record import RECORD_KEY, RequestRecord, Stage
 from api.trace_context import continue_trace, read_trace_context
 from security import rate_limits
@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # it loads OpenTelemetry
     from api.otlp_tracer import OtlpTracer, RequestSpan
 
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_REQUEST_ID_OCTETS: Final = 16
 _TIMED_PATHS: Final = frozenset({"/predict", "/predict/batch"})
 _MAX_LOGGED_CHARACTERS: Final = 256
 CLIENT_CLOSED_REQUEST: Final = 499
@@ -211,7 +212,7 @@ def request_id_from(headers: Iterable[tuple[bytes, bytes]]) -> str:
     given = [value for name, value in headers if name == b"x-request-id"]
     if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]):
         return str(given[0], "ascii")
-    return secrets.token_hex(16)
+    return random_octets(_REQUEST_ID_OCTETS).hex()
 
 
 def _limit_hit(code: str | None, verdicts: Iterable[Verdict]) -> str | None:

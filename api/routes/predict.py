@@ -179,7 +179,8 @@ def _ready_model(services: Services) -> ModelInfo:
 
 
 def _top_k(request: Request) -> int:
-    given = QueryParams(request.scope["query_string"]).getlist("top_k")
+    query = request.scope["query_string"]
+    given = QueryParams(query).getlist("top_k") if query else []
     if not given:
         return DEFAULT_TOP_K
     if len(given) == 1 and given[0].isascii() and given[0].isdigit() and len(given[0]) <= len(str(MAX_TOP_K)):
