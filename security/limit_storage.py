@@ -81,8 +81,7 @@ class RateLimiter:
                 return verdict
             self.health.fallbacks += 1
             self._on_fallback()
-        admitted = await self._local.acquire_sliding_window_entry(name, quota.amount, quota.window_s, cost)
-        window = Window(*await self._local.get_sliding_window(name, quota.window_s))
+        admitted, window = self._local.take(name, quota.amount, quota.window_s, cost)
         return judge(quota, window, admitted=admitted, cost=cost)
 
     async def _take_shared(self, redis: RedisWindows, name: str, quota: Quota, cost: int, patience: Patience) -> tuple[bool, Window] | None:

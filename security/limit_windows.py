@@ -8,7 +8,7 @@ from collections.abc import Callable
 from math import floor
 from typing import Final
 
-from limits.aio.storage import SlidingWindowCounterSupport
+from security.rate_limits import Window
 
 MAX_KEYS: Final = 65_536
 """In each half of a window: some 20 MB at worst. A flood of addresses then forgets those that were silent for longest."""
@@ -31,8 +31,8 @@ class _Halves:
             self.number = number
 
 
-class MemoryWindows(SlidingWindowCounterSupport):
-    """A storage of `limits.aio` for the sliding window counter.
+class MemoryWindows:
+    """The sliding window counter of `limits`, as its scripts for Redis count it.
 
     The library's own memory storage walks all its keys on the event loop after every hit and keeps any number of them: with 100,000
     addresses each hit takes 58 ms. Here a whole window is forgotten at once, and one that is full forgets its least recent key.
@@ -41,9 +41,6 @@ class MemoryWindows(SlidingWindowCounterSupport):
         max_keys: how many keys are counted in one window.
         clock: seconds that never run backwards.
     """
-
-    base_exceptions = ValueError
-    wrap_exceptions = False
 
     def __init__(self, *, max_keys: int = MAX_KEYS, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_keys = max_keys
@@ -54,35 +51,22 @@ class MemoryWindows(SlidingWindowCounterSupport):
         """How many counts are held."""
         return sum(len(halves.current) + len(halves.previous) for halves in self._by_width.values())
 
-    async def acquire_sliding_window_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
-        """Take `amount` units unless that would be more than `limit` in `expiry` seconds."""
-        halves, elapsed_s = self._at(expiry)
-        count = halves.current.get(key, 0)
-        weighted = halves.previous.get(key, 0) * (expiry - elapsed_s) / expiry + count
-        admitted = floor(weighted) + amount <= limit
+    def take(self, key: str, limit: int, width_s: int, cost: int = 1) -> tuple[bool, Window]:
+        """Take `cost` units unless that would be more than `limit` in `width_s` seconds, and read the window."""
+        halves, elapsed_s = self._at(width_s)
+        previous, count, left_s = halves.previous.get(key, 0), halves.current.get(key, 0), width_s - elapsed_s
+        admitted = floor(previous * left_s / width_s + count) + cost <= limit
         if admitted:
-            count += amount
+            count += cost
         if count:
             self._set(halves, key, count)
-        return admitted
-
-    async def get_sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
-        """Previous count and its seconds left, current count and its seconds left."""
-        halves, elapsed_s = self._at(expiry)
-        left_s = expiry - elapsed_s
-        return halves.previous.get(key, 0), left_s, halves.current.get(key, 0), left_s + expiry
+        return admitted, Window(previous, left_s, count, left_s + width_s)
 
     def remember(self, key: str, width_s: int, used: int) -> None:
         """Let `used` units of the window be taken, as another storage has counted them."""
         halves, elapsed_s = self._at(width_s)
         carried = floor(halves.previous.get(key, 0) * (width_s - elapsed_s) / width_s)
         self._set(halves, key, max(0, used - carried))
-
-    async def clear_sliding_window(self, key: str, expiry: int) -> None:
-        """Forget one key."""
-        halves, _ = self._at(expiry)
-        halves.previous.pop(key, None)
-        halves.current.pop(key, None)
 
     def _set(self, halves: _Halves, key: str, count: int) -> None:
         halves.current[key] = count

@@ -27,42 +27,29 @@ _LENGTH = (b"content-length", b"1")
 QUOTA = Quota("images", Limit(10, 60))
 
 
-async def test_a_window_tells_both_counts_and_how_long_each_lives() -> None:
+def test_a_window_tells_both_counts_and_how_long_each_lives() -> None:
     windows = MemoryWindows(clock=lambda: 130.0)
-    assert await windows.acquire_sliding_window_entry("key", 10, 60, 3)
-    assert await windows.get_sliding_window("key", 60) == (0, 50.0, 3, 110.0)
+    assert windows.take("key", 10, 60, 3) == (True, (0, 50.0, 3, 110.0))
     assert len(windows) == 1
 
 
-async def test_a_full_window_forgets_the_key_that_was_silent_for_longest_and_only_then() -> None:
+def test_a_full_window_forgets_the_key_that_was_silent_for_longest_and_only_then() -> None:
     windows = MemoryWindows(max_keys=2, clock=lambda: 0.0)
     for key in ("first", "second", "first", "third"):
-        assert await windows.acquire_sliding_window_entry(key, 10, 60)
-    counts = [(await windows.get_sliding_window(key, 60))[2] for key in ("first", "second", "third")]
+        assert windows.take(key, 10, 60)[0]
+    counts = [windows.take(key, 10, 60, 0)[1].current_count for key in ("first", "second", "third")]
     assert counts == [2, 0, 1]
 
 
-async def test_a_key_is_forgotten_in_both_windows_and_one_that_is_not_there_is_no_error() -> None:
+def test_what_another_storage_counted_is_remembered_without_what_the_last_window_still_weighs() -> None:
     now = [0.0]
     windows = MemoryWindows(clock=lambda: now[0])
-    await windows.acquire_sliding_window_entry("key", 10, 60)
-    now[0] = 60.0
-    await windows.acquire_sliding_window_entry("key", 10, 60)
-    assert len(windows) == 2
-    await windows.clear_sliding_window("key", 60)
-    await windows.clear_sliding_window("other", 60)
-    assert len(windows) == 0
-
-
-async def test_what_another_storage_counted_is_remembered_without_what_the_last_window_still_weighs() -> None:
-    now = [0.0]
-    windows = MemoryWindows(clock=lambda: now[0])
-    await windows.acquire_sliding_window_entry("key", 10, 60, 4)
+    windows.take("key", 10, 60, 4)
     now[0] = 90.0
     windows.remember("key", 60, 5)
     windows.remember("new", 60, 0)
-    assert (await windows.get_sliding_window("key", 60))[2] == 3
-    assert (await windows.get_sliding_window("new", 60))[2] == 0
+    assert windows.take("key", 10, 60, 0)[1].current_count == 3
+    assert windows.take("new", 10, 60, 0)[1].current_count == 0
 
 
 @pytest.mark.parametrize(
@@ -169,10 +156,10 @@ def test_a_storage_is_a_host_with_a_port_that_can_be(url: str, good: bool) -> No
             check_storage_url(url)
 
 
-async def test_a_key_that_the_last_window_did_not_have_carries_nothing_over() -> None:
+def test_a_key_that_the_last_window_did_not_have_carries_nothing_over() -> None:
     windows = MemoryWindows(clock=lambda: 60.0)
     windows.remember("key", 60, 5)
-    assert (await windows.get_sliding_window("key", 60))[2] == 5
+    assert windows.take("key", 10, 60, 0)[1].current_count == 5
 
 
 def test_a_tier_that_is_not_there_counts_under_a_name_of_its_own_and_the_log_says_what_it_means() -> None:
