@@ -40,15 +40,18 @@ class TcpProxy:
             task = asyncio.create_task(self._pass_on(reader, writer))
             connections.add(task)
             task.add_done_callback(connections.discard)
+            # Here, because a task that is cancelled before its first step has no last one.
+            task.add_done_callback(lambda _: writer.close())
 
         server = await asyncio.start_server(accept, "127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         self._listening.set()
         await self._ended.wait()
         server.close()
-        for task in connections:
-            task.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
+        while connections:  # one may have been accepted just now
+            for task in connections:
+                task.cancel()
+            await asyncio.gather(*connections, return_exceptions=True)
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         parts = urlsplit(self.target)
@@ -61,7 +64,6 @@ class TcpProxy:
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
-            writer.close()
             back_writer.close()
 
 
