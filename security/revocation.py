@@ -40,6 +40,8 @@ class RevocationView:
         self._poll_s = poll_s
         self._snapshot: RegistrySnapshot | None = None
         self._failing = False
+        self._asking = asyncio.Lock()
+        """One at a time, so that an older snapshot never replaces a newer one."""
 
     @property
     def informed(self) -> bool:
@@ -64,11 +66,30 @@ class RevocationView:
         """The name of the client's tier: its issuer's where that is not us, else the registry's."""
         if principal.tier is not None:
             return principal.tier
-        tiers = self._snapshot.tiers if self._snapshot is not None else {}
-        return tiers.get(principal.client_id, STANDARD_TIER)
+        return self._registered_tier(principal.client_id)
+
+    async def learn_tier(self, client_id: str, tier: str) -> None:
+        """Ask the registry now where the last snapshot has another tier for this client: it is new, and its limits hold at once."""
+        async with self._asking:
+            if self._registered_tier(client_id) != tier:
+                await self._ask()
 
     async def refresh(self) -> None:
         """Ask the registry. A failure is logged once, as `revocations_unavailable`, until the next success."""
+        async with self._asking:
+            await self._ask()
+
+    async def run(self) -> None:
+        """Refresh every `poll_s` seconds until cancelled."""
+        while True:
+            await asyncio.sleep(self._poll_s)
+            await survive(self.refresh(), task="read what is refused")
+
+    def _registered_tier(self, client_id: str) -> str:
+        tiers = self._snapshot.tiers if self._snapshot is not None else {}
+        return tiers.get(client_id, STANDARD_TIER)
+
+    async def _ask(self) -> None:
         try:
             self._snapshot = await self._registry.snapshot()
         except RegistryError as error:
@@ -79,9 +100,3 @@ class RevocationView:
         if self._failing:
             _log.info("revocations_available_again")
         self._failing = False
-
-    async def run(self) -> None:
-        """Refresh every `poll_s` seconds until cancelled."""
-        while True:
-            await asyncio.sleep(self._poll_s)
-            await survive(self.refresh(), task="read what is refused")

@@ -44,6 +44,8 @@ class TokenResponse:
     """For the log; not sent."""
     token_id: str
     """For the log; not sent."""
+    tier: str
+    """The client's, in the registry; not sent."""
 
     def body(self) -> dict[str, str | int]:
         """The members of the JSON answer."""
@@ -100,6 +102,7 @@ async def grant(
         scope=" ".join(scopes),
         client_id=client.client_id,
         token_id=issued.token_id,
+        tier=client.tier,
     )
 
 

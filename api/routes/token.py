@@ -45,6 +45,7 @@ async def token(request: Request) -> Response:
         body=await request.body(),
         now=time.time(),
     )
+    await services.revocations.learn_tier(granted.client_id, granted.tier)
     services.metrics.tokens_issued.inc()
     record = record_of(request.scope)
     record.client_id, record.token_id = granted.client_id, granted.token_id

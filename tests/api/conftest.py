@@ -38,6 +38,8 @@ from security.tokens import TokenIssuer, TokenVerifier
 
 COLOURS = ("red", "green", "blue")
 WAIT_S = 10.0
+STOP_S = 60.0
+"""The end waits for processes and for the disk, beside whatever else the tests do."""
 _Result = TypeVar("_Result")
 
 
@@ -233,8 +235,8 @@ def _serve(folder: Path, log: LogLines, *, http: HttpSettings) -> Iterator[Gate]
     with httpx.Client(base_url=gate.url, timeout=WAIT_S) as gate.http:
         yield gate
     servers[0].should_exit = True
-    thread.join(WAIT_S)
-    assert not thread.is_alive()
+    thread.join(STOP_S)
+    assert not thread.is_alive(), f"the server does not stop; it is at {[task.get_stack() for task in asyncio.all_tasks(gate.loop)]}"
 
 
 def _log_to(log: LogLines) -> None:

@@ -63,6 +63,43 @@ async def test_a_client_made_since_the_last_look_is_served_at_once(registry: Cli
     assert view.is_refused(principal(created.client_id)) is None
 
 
+async def test_a_new_clients_tier_is_known_when_it_has_its_first_token(registry: ClientRegistry) -> None:
+    view = view_of(registry)
+    await view.refresh()
+    created = await registry.create("camera", ["predict"], tier="few")
+    assert view.tier_of(principal(created.client_id)) == "standard"
+    await view.learn_tier(created.client_id, created.tier)
+    assert view.tier_of(principal(created.client_id)) == "few"
+
+
+async def test_an_older_snapshot_never_replaces_a_newer_one() -> None:
+    answers: list[asyncio.Future[RegistrySnapshot]] = []
+
+    class SlowRegistry:
+        async def snapshot(self) -> RegistrySnapshot:
+            answers.append(asyncio.get_running_loop().create_future())
+            asked.set()
+            return await answers[-1]
+
+    def snapshot(**tiers: str) -> RegistrySnapshot:
+        return RegistrySnapshot(refused_clients=frozenset(), revoked_tokens=frozenset(), tiers=tiers)
+
+    asked = asyncio.Event()
+    view = RevocationView(SlowRegistry(), issuer=ISSUER, poll_s=60)
+    poll, first, second = (
+        asyncio.create_task(task) for task in (view.refresh(), view.learn_tier("new", "few"), view.learn_tier("new", "few"))
+    )
+    await asked.wait()
+    asked.clear()
+    answers[0].set_result(snapshot())  # asked before the client was made
+    await asked.wait()
+    answers[1].set_result(snapshot(new="few"))
+    async with asyncio.timeout(20):
+        await asyncio.gather(poll, first, second)
+    assert view.tier_of(principal("new")) == "few"
+    assert len(answers) == 2  # who learns what is known by now does not ask
+
+
 async def test_a_revoked_token_is_refused_and_its_sisters_are_not(registry: ClientRegistry) -> None:
     await registry.revoke("token-1", "client_a", 2_000_000_000)
     view = view_of(registry)
