@@ -99,6 +99,16 @@ class ClientRegistry:
         async with self._database.session() as session:
             return _to_client(await _find(session, client))
 
+    async def set_tier(self, client: str, tier: str) -> Client:
+        """Give the client another tier of rate limits, within the poll."""
+        check_tier(tier)
+        async with self._database.session(writes=True) as session:
+            row = await _find(session, client, for_update=True)
+            row.tier = tier
+            found = _to_client(row)
+        _log.info("client_tier_set", client_id=found.client_id, client_name=found.name, tier=tier)
+        return found
+
     async def disable(self, client: str) -> Client:
         """Refuse the client new tokens at once, and its present ones within the poll. Its secrets stay for `enable`."""
         async with self._database.session(writes=True) as session:

@@ -179,6 +179,7 @@ def test_what_commands_change_is_logged_beside_their_answer(tmp_path: Path, monk
     answer, rotated = run("clients", "rotate-secret", "my-app", "--json")
     assert json.loads(answer)["client_secret"] not in json.dumps(rotated)
     commands = (
+        ("clients", "set-tier", "my-app", "standard"),
         ("clients", "disable", "my-app"),
         ("clients", "enable", "my-app"),
         ("clients", "delete", "my-app"),
@@ -187,6 +188,6 @@ def test_what_commands_change_is_logged_beside_their_answer(tmp_path: Path, monk
     )
     others = [run(*command)[1]["event"] for command in commands]
     assert [created["event"], rotated["event"], *others] == [
-        *("client_created", "client_secret_rotated", "client_disabled", "client_enabled", "client_deleted"),
+        *("client_created", "client_secret_rotated", "client_tier_set", "client_disabled", "client_enabled", "client_deleted"),
         *("token_revoked", "key_rotated"),
     ]

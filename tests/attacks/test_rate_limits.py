@@ -23,6 +23,7 @@ import pytest
 from security.client_records import CreatedClient
 from security.clients import ClientRegistry
 from security.database import Database
+from support.oauth import operate
 from support.redis_server import RedisServer, redis_server
 from support.service import Service
 
@@ -167,6 +168,17 @@ def test_093_another_tier_has_other_limits_in_a_bucket_of_its_own(limited: Servi
     answer = caller.get("/models", headers={"Authorization": f"Bearer {get_token(caller, new_client(limited, 'gold'))}"})
     assert answer.headers["ratelimit-policy"].startswith('"images";q=40;')
     assert answer.headers["ratelimit"].startswith('"images";r=39;')
+
+
+def test_093_another_tier_holds_within_the_poll_for_a_token_that_is_out_there(limited: Service, caller: httpx.Client) -> None:
+    client = new_client(limited)
+    bearer = {"Authorization": f"Bearer {get_token(caller, client)}"}
+    assert f'"images";q={IMAGES};' in caller.get("/nowhere", headers=bearer).headers["ratelimit-policy"]
+    operate(limited, "clients", "set-tier", client["client_id"], "gold")
+    deadline_s = time.monotonic() + 20
+    while '"images";q=40;' not in caller.get("/nowhere", headers=bearer).headers["ratelimit-policy"]:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.5)
 
 
 def test_098_two_tokens_of_one_client_share_a_bucket(limited: Service, caller: httpx.Client) -> None:

@@ -123,6 +123,10 @@ def test_a_client_from_its_making_to_its_end(lensgate: Run) -> None:
     assert "already" in error_of(lensgate("clients", "create", "my app", "--scope", "predict"))
     rotated = json.loads(lensgate("clients", "rotate-secret", created["client_id"], "--json").stdout)
     assert rotated["client_secret"] != created["client_secret"]
+    tiers = {name: {"images": "9/second", "in_flight": 9} for name in ("standard", "gold")}
+    gold = {"LENSGATE_SECURITY__TIERS": json.dumps(tiers)}
+    assert lensgate("clients", "set-tier", "my app", "gold", environment=gold).stdout == "my app has the tier gold.\n"
+    assert json.loads(lensgate("clients", "show", "my app", "--json").stdout)["tier"] == "gold"
     assert lensgate("clients", "disable", "my app").returncode == 0
     assert [one["disabled_at"] is None for one in json.loads(lensgate("clients", "list", "--json").stdout)] == [False]
     assert lensgate("clients", "enable", "my app").returncode == 0
@@ -133,6 +137,7 @@ def test_a_client_from_its_making_to_its_end(lensgate: Run) -> None:
 
 def test_an_unknown_tier_is_refused_by_name(lensgate: Run) -> None:
     assert "no tier 'gold'" in error_of(lensgate("clients", "create", "app", "--scope", "predict", "--tier", "gold"))
+    assert "no tier 'gold'" in error_of(lensgate("clients", "set-tier", "app", "gold"))
 
 
 def test_an_encrypted_key_is_called_by_its_name(lensgate: Run, tmp_path: Path) -> None:
@@ -156,6 +161,7 @@ COMMANDS = [
     ["clients", "list"],
     ["clients", "show"],
     ["clients", "rotate-secret"],
+    ["clients", "set-tier"],
     ["clients", "disable"],
     ["clients", "enable"],
     ["clients", "delete"],

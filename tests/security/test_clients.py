@@ -92,6 +92,18 @@ async def test_an_unknown_client_is_one_clear_line_for_every_command(registry: C
             await command(unknown)
     with pytest.raises(RegistryError, match="no such client"):
         await registry.rotate_secret(unknown, overlap_s=0)
+    with pytest.raises(RegistryError, match="no such client"):
+        await registry.set_tier(unknown, "standard")
+
+
+async def test_a_tier_can_be_changed_and_is_known_at_the_next_look(registry: ClientRegistry) -> None:
+    created = await made(registry)
+    assert (await registry.set_tier("camera", "gold")).tier == "gold"
+    assert (await registry.snapshot()).tiers == {created.client_id: "gold"}
+    await registry.set_tier(created.client_id, "standard")
+    assert (await registry.snapshot()).tiers == {}
+    with pytest.raises(RegistryError, match="A tier's name"):
+        await registry.set_tier("camera", "Gold!")
 
 
 async def test_a_client_with_its_secret_is_authenticated(registry: ClientRegistry) -> None:
