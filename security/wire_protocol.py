@@ -208,9 +208,7 @@ class GuardedProtocol(BoundedProtocol):
         # Closed with unread data, a connection is reset, and the reset may overtake the answer (RFC 9112 section 9.6).
         if self.phase in {Phase.LINGER, Phase.CLOSING}:
             return
-        self.deaf = True
-        self._wire.end()
-        self.enter(Phase.LINGER)
+        self._end(Phase.LINGER)
         self._wire.half_close()
         if self._discardable_bytes > 0 and not self._wire.inner.is_closing():
             self.flow.resume_reading()
@@ -222,16 +220,17 @@ class GuardedProtocol(BoundedProtocol):
             self.flow.pause_reading()
 
     def _close(self) -> None:
-        self.deaf = True
-        self._wire.end()
-        self.enter(Phase.CLOSING)
+        self._end(Phase.CLOSING)
         self._wire.inner.close()
 
     def _abort(self) -> None:
+        self._end(Phase.CLOSING)
+        self._wire.inner.abort()
+
+    def _end(self, phase: Phase) -> None:
         self.deaf = True
         self._wire.end()
-        self.enter(Phase.CLOSING)
-        self._wire.inner.abort()
+        self.enter(phase)
 
 
 def guarded_protocol(guard: WireGuard) -> type[asyncio.Protocol]:
