@@ -248,13 +248,12 @@ class ProcessEngine:
         prediction_id = next(self._ids)
         deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
         future = link.send(prediction_id, pixels, top_k=top_k, deadline_ns=deadline_ns, client=client)
+        # The engine drops what is late; this is for an engine that no longer answers at all.
+        late = asyncio.get_running_loop().call_later(timeout_s, _give_up, future)
         try:
-            # The engine drops what is late; this timeout is for an engine that no longer answers at all.
-            async with asyncio.timeout(timeout_s):
-                result = await future
-        except TimeoutError:
-            raise DeadlineExceeded from None
+            result = await future
         finally:
+            late.cancel()
             link.forget(prediction_id)
         return _as_prediction(result, model, link.path.stem)
 
@@ -275,6 +274,11 @@ class ProcessEngine:
         for task in self._tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+
+
+def _give_up(future: asyncio.Future[Result]) -> None:
+    if not future.done():
+        future.set_exception(DeadlineExceeded())
 
 
 def _as_prediction(result: Result, model: ModelInfo, engine: str) -> Prediction:

@@ -116,11 +116,9 @@ class DecodePool:
         self._hand_out()
 
     def _hand_out(self) -> None:
-        while self._waiting and self._decoders:
+        while self._waiting and (free := [decoder for decoder in self._decoders if decoder.room]):
             # Of those that are as busy as each other, the one that is so for the shortest time: another may be at something large.
-            decoder = max(self._decoders, key=lambda decoder: (decoder.room, decoder.first_since_s))
-            if not decoder.room:
-                return
+            decoder = free[0] if len(free) == 1 else max(free, key=lambda decoder: (decoder.room, decoder.first_since_s))
             job = self._waiting.take()
             if not job.done.done():  # else its caller has left this very moment
                 decoder.give(job)

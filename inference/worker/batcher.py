@@ -170,7 +170,8 @@ class Batcher:
             self._running[lane] = 0
         elapsed_s = (time.monotonic_ns() - started_ns) / 1e9
         self._seconds_by_size[len(batch)] += _SMOOTHING * (elapsed_s - self._seconds_by_size[len(batch)])
-        ids, scores = class_ids.tolist(), probabilities.tolist()
+        most = max(entry.top_k for entry in batch)
+        ids, scores = class_ids[:, :most].tolist(), probabilities[:, :most].tolist()
         infer_ms = elapsed_s * 1e3
         self._deliver(
             [
@@ -192,4 +193,4 @@ class Batcher:
             ]
         )
         self._metrics.batch_run(len(batch), elapsed_s)
-        return bool(np.isfinite(probabilities[:, 0]).any())
+        return any(math.isfinite(row[0]) for row in scores)
