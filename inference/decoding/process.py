@@ -59,6 +59,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash must not leave somebody's picture on a disk
     keep_a_picture()
     keep_what_exists()
+    _close_off()
     with contextlib.suppress(_WorkerGone, BrokenPipeError, ConnectionResetError):
         connection.sendall(frame(Ready()))
         while True:
@@ -79,6 +80,15 @@ def _close_all_but(*files: int) -> None:
         if file > 2 and file not in files:
             with contextlib.suppress(OSError):  # the one of the listing itself
                 os.close(file)
+
+
+def _close_off() -> None:
+    """Have the system refuse us whatever we might ask it for from now on: files, connections, processes, threads (setrlimit(2)).
+
+    A picture that takes its decoder over finds it with one socket and one piece of memory. Root may lift these limits again.
+    """
+    for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC):
+        resource.setrlimit(limit, (0, 0))
 
 
 def _decode_next(connection: socket.socket, memory: mmap.mmap) -> None:

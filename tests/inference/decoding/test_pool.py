@@ -472,6 +472,15 @@ async def test_a_decoder_knows_no_secret_and_leaves_no_core(monkeypatch: pytest.
         assert one.num_fds() == 5
 
 
+async def test_whoever_takes_a_decoder_over_gets_hold_of_nothing_else(with_faults: None) -> None:
+    async with running() as pool:
+        with pytest.raises(InvalidImage) as raised:
+            await pool.decode(picture("red", faults.REACHES_OUT))
+
+        assert raised.value.__notes__ == ["ValueError: nothing"]
+        assert pool.decoder().rlimit(psutil.RLIMIT_NPROC) == (0, 0)
+
+
 async def test_each_caller_gets_its_own_picture_whatever_becomes_of_the_decoders() -> None:
     colours = [(red, green, 7) for red in range(0, 250, 25) for green in range(0, 250, 25)]
     async with running(processes=2, max_waiting=200) as pool:

@@ -6,10 +6,13 @@ them only what happens while they decode. All the rest is what ships.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
+import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,9 +42,26 @@ KILLED: Final = 954
 """The process is killed, as by a system that is out of memory."""
 ENDLESS: Final = 955
 """A loop without an end."""
+REACHES_OUT: Final = 956
+"""As if somebody's code ran where Pillow decodes: what it could get hold of is in the message of a ValueError."""
 SECRET_IN_LOCALS: Final = 953
 """An exception that nobody expects, past the decoder's own net, out of a function that holds a secret."""
 SECRET: Final = "locals-" + "s3cr3t" * 3
+
+
+def _within_reach() -> str:
+    attempts: dict[str, Callable[[], object]] = {
+        "a file": lambda: os.open(__file__, os.O_RDONLY),
+        "a connection": socket.socket,
+        "a pipe": os.pipe,
+        "its worker's memory": lambda: os.open(f"/proc/{os.getppid()}/mem", os.O_RDONLY),
+    }
+    got = []
+    for what, attempt in attempts.items():
+        with contextlib.suppress(OSError):
+            attempt()
+            got.append(what)
+    return ", ".join(got) or "nothing"
 
 
 def _install() -> None:
@@ -54,6 +74,8 @@ def _install() -> None:
             os.kill(os.getpid(), signal.SIGSEGV)
         if image.width == KILLED:
             os.kill(os.getpid(), signal.SIGKILL)
+        if image.width == REACHES_OUT:
+            raise ValueError(_within_reach())
         while image.width == ENDLESS:
             pass
         if image.width == OUT_OF_MEMORY:
