@@ -192,6 +192,27 @@ def test_a_line_that_a_full_disk_has_torn_does_not_swallow_the_next(tmp_path: Pa
     assert run.stderr == "2"
 
 
+_SHARES = """
+import sys
+from api.log_writer import LogWriter
+writer = LogWriter(1)
+for number in range(5000):
+    writer.write(f"{sys.argv[1]} {number:90}\\n")
+assert writer.drain(30)
+"""
+
+
+def test_processes_that_share_a_file_write_whole_lines_into_it(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        writers = [subprocess.Popen([sys.executable, "-c", _SHARES, name], stdout=file) for name in ("a", "b", "c")]
+        assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    lines = log.read_text().splitlines()
+    for name in ("a", "b", "c"):
+        assert [line for line in lines if line.startswith(f"{name} ")] == [f"{name} {number:90}" for number in range(5000)]
+    assert len(lines) == 15_000
+
+
 _ENDS = """
 import os, sys, threading
 from api.log import configure_logging
