@@ -194,6 +194,12 @@ class BoundedProtocol(HttpToolsProtocol):
         """Count what came."""
         assert self.exchange is not None
         self.exchange.received_bytes += len(body)
+        cycle = self.exchange.cycle
+        if not cycle.body:
+            # uvicorn gathers what comes in a bytearray, and the app gets a copy of that. What comes in one piece it gets as it is.
+            cycle.body = b""  # bytes + bytes is the second of them, where the first is empty
+        elif type(cycle.body) is bytes:
+            cycle.body = bytearray(cycle.body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
