@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from types import TracebackType
 from typing import Final
 
 from starlette.requests import ClientDisconnect
@@ -14,42 +13,52 @@ WATCH_AFTER_S: Final = 0.05
 """Work that is done sooner is not worth a task that watches its client."""
 
 
-@asynccontextmanager
-async def until_disconnect(receive: Receive) -> AsyncIterator[None]:
-    """Cancel what runs inside when the client disconnects, which is noticed after `WATCH_AFTER_S` at the soonest.
+class UntilDisconnect:
+    """Cancels what runs inside `async with` when the client disconnects, which is noticed after `WATCH_AFTER_S` at the soonest.
+
+    Leaving it raises `ClientDisconnect` where the client left first. A plain class, since every prediction passes through it: written as
+    a generator around `asyncio.timeout` it takes three times as long.
 
     Args:
         receive: the ASGI channel of a request whose body has been read to its end.
-
-    Raises:
-        ClientDisconnect: the client left first.
     """
-    loop = asyncio.get_running_loop()
-    guard = asyncio.timeout(None)
-    watcher: asyncio.Task[None] | None = None
 
-    async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._left = False
+        self._watcher: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[object]
+        self._cancelling: int
+        self._start: asyncio.TimerHandle
+
+    async def __aenter__(self) -> None:
+        """Begin."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._task, self._cancelling = task, task.cancelling()
+        self._start = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._start_watching)
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        """Watch no more.
+
+        Raises:
+            ClientDisconnect: the client left first.
+        """
+        self._start.cancel()
+        if self._watcher is None:
+            return
+        if not self._watcher.done():
+            self._watcher.cancel()
+            await asyncio.wait([self._watcher])
+        # As asyncio.timeout does it: with a cancellation from outside besides ours, that one goes on.
+        if self._left and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise ClientDisconnect from error
+
+    def _start_watching(self) -> None:
+        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
             pass
-        # asyncio.timeout knows how to cancel its own task without losing a cancellation from outside; here the deadline is the disconnect.
-        guard.reschedule(loop.time())
-
-    def start_watching() -> None:
-        nonlocal watcher
-        watcher = loop.create_task(watch())
-
-    try:
-        async with guard:
-            start = loop.call_later(WATCH_AFTER_S, start_watching)
-            try:
-                yield
-            finally:
-                start.cancel()
-    except TimeoutError:
-        if guard.expired():
-            raise ClientDisconnect from None
-        raise
-    finally:
-        if watcher is not None and not watcher.done():
-            watcher.cancel()
-            await asyncio.wait([watcher])
+        self._left = True
+        self._task.cancel()

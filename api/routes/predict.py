@@ -17,7 +17,7 @@ from api import schemas
 from api.access import requires
 from api.body import JSON_TYPE, MULTIPART_TYPE, RAW_TYPES, read_picture, read_pictures
 from api.direct_route import DirectRoute
-from api.disconnect import until_disconnect
+from api.disconnect import UntilDisconnect
 from api.errors import InvalidRequest, refusal_for
 from api.middleware.boundary import problem
 from api.openapi import answer, problems
@@ -86,7 +86,7 @@ async def predict(request: Request) -> Response:
     top_k = _top_k(request)
     model = _ready_model(services)
     picture = await read_picture(request, max_bytes=services.settings.http.max_body_bytes)
-    async with until_disconnect(request.receive):
+    async with UntilDisconnect(request.receive):
         prediction = await _classify(services, request, model, picture, top_k)
     found = schemas.BatchPrediction.of(prediction)
     named = schemas.ModelName.of(prediction.model)
@@ -129,7 +129,7 @@ async def predict_batch(request: Request) -> Response:
             except Exception as error:  # noqa: BLE001 # one picture never fails the others
                 return error
 
-    async with until_disconnect(request.receive), asyncio.TaskGroup() as group:
+    async with UntilDisconnect(request.receive), asyncio.TaskGroup() as group:
         tasks = [group.create_task(classify(picture)) for picture in pictures]
     outcomes = [task.result() for task in tasks]
     _refuse_if_none_was_run(outcomes)

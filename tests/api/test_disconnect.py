@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from starlette.requests import ClientDisconnect
 
-from api.disconnect import WATCH_AFTER_S, until_disconnect
+from api.disconnect import WATCH_AFTER_S, UntilDisconnect
 
 
 class Channel:
@@ -31,7 +31,7 @@ def _other_tasks() -> set[asyncio.Task[Any]]:
 
 async def test_work_that_ends_first_goes_through_and_leaves_no_task() -> None:
     channel = Channel()
-    async with until_disconnect(channel.receive):
+    async with UntilDisconnect(channel.receive):
         await channel.watched.wait()
 
     assert _other_tasks() == set()
@@ -39,7 +39,7 @@ async def test_work_that_ends_first_goes_through_and_leaves_no_task() -> None:
 
 async def test_for_quick_work_nobody_watches() -> None:
     channel = Channel()
-    async with until_disconnect(channel.receive):
+    async with UntilDisconnect(channel.receive):
         await asyncio.sleep(0)
 
     with pytest.raises(TimeoutError):
@@ -50,7 +50,7 @@ async def test_a_client_that_leaves_cancels_the_work() -> None:
     channel, endless = Channel(), asyncio.get_running_loop().create_future()
 
     async def work() -> None:
-        async with until_disconnect(channel.receive):
+        async with UntilDisconnect(channel.receive):
             channel.leave()
             await endless
 
@@ -63,7 +63,7 @@ async def test_a_client_that_leaves_cancels_the_work() -> None:
 
 async def test_an_error_of_the_work_goes_through() -> None:
     with pytest.raises(ZeroDivisionError):
-        async with until_disconnect(Channel().receive):
+        async with UntilDisconnect(Channel().receive):
             raise ZeroDivisionError
 
     assert _other_tasks() == set()
@@ -71,7 +71,7 @@ async def test_an_error_of_the_work_goes_through() -> None:
 
 async def test_a_timeout_of_the_work_is_not_taken_for_a_disconnect() -> None:
     with pytest.raises(TimeoutError):
-        async with until_disconnect(Channel().receive):
+        async with UntilDisconnect(Channel().receive):
             raise TimeoutError
 
 
@@ -79,7 +79,7 @@ async def test_a_cancellation_from_outside_stays_one() -> None:
     channel = Channel()
 
     async def work() -> None:
-        async with until_disconnect(channel.receive):
+        async with UntilDisconnect(channel.receive):
             await asyncio.Event().wait()
 
     task = asyncio.create_task(work())
