@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Final, Literal, TextIO
@@ -52,20 +52,28 @@ def configure_logging(
     numeric_level = logging.getLevelNamesMapping()[level.upper()]
     origin = {} if process is None else {"process": process, "pid": os.getpid()}
 
-    def add_origin(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-        return {**origin, **(REQUEST_IDS.get() or {}), **event}
+    clock = _Clock()
 
-    common: list[Processor] = [add_origin, structlog.processors.add_log_level, _Clock()]
+    def head(_: WrappedLogger, level: str, event: EventDict) -> EventDict:
+        return {
+            "timestamp": clock.now(),
+            "level": level,
+            "event": event.pop("event"),
+            **origin,
+            **(REQUEST_IDS.get() or {}),
+            **event,
+        }
+
     # Neither form ever holds local variables: they may be secrets.
     exceptions = structlog.processors.ExceptionRenderer(_format_traceback if as_text else _traceback_transformer())
     last: list[Processor] = [exceptions, _escape_event, _render_text if as_text else _render_json]
     structlog.configure(
-        processors=[*common, *last],
+        processors=[head, *last],
         wrapper_class=structlog.make_filtering_bound_logger(numeric_level),
         logger_factory=lambda *_: _Lines(output),
         cache_logger_on_first_use=False,
     )
-    _configure_stdlib(output, numeric_level, common, last)
+    _configure_stdlib(output, numeric_level, head, last)
     if isinstance(output, LogWriter):
         output.on_drops(tell=_tell_of_dropped_lines)
         _log_what_nobody_catches()
@@ -91,27 +99,27 @@ class _Lines:
 
 
 class _Clock:
-    """Puts the time of day on a line, and its seconds into words once a second: more often would take longer than all other fields."""
+    """The time of day, whose seconds are put into words once a second: more often would take longer than all other fields of a line."""
 
     def __init__(self) -> None:
         self._second = (0, "")
 
-    def __call__(self, _: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    def now(self) -> str:
+        """RFC 3339, in UTC, to the microsecond."""
         second, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
         known, text = self._second
         if second != known:
             text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
             self._second = (second, text)
-        event["timestamp"] = f"{text}.{microseconds:06}Z"
-        return event
+        return f"{text}.{microseconds:06}Z"
 
 
-def _configure_stdlib(output: TextIO | LogWriter, numeric_level: int, common: list[Processor], last: list[Processor]) -> None:
+def _configure_stdlib(output: TextIO | LogWriter, numeric_level: int, head: Processor, last: list[Processor]) -> None:
     handler = logging.StreamHandler(output)
     handler.name = _HANDLER_NAME
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*common, structlog.stdlib.add_logger_name],
+            foreign_pre_chain=[head, structlog.stdlib.add_logger_name],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )
@@ -196,11 +204,11 @@ def _escape_character(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
 
 
-def _render_json(_: WrappedLogger, __: str, event: MutableMapping[str, Any]) -> str:
-    return _encode({"timestamp": event.pop("timestamp"), "level": event.pop("level"), "event": event.pop("event"), **event}).decode()
+def _render_json(_: WrappedLogger, __: str, event: EventDict) -> str:
+    return _encode(event).decode()
 
 
-def _render_text(_: WrappedLogger, __: str, event: MutableMapping[str, Any]) -> str:
+def _render_text(_: WrappedLogger, __: str, event: EventDict) -> str:
     exception = event.pop("exception", None)
     head = f"{event.pop('timestamp')} {event.pop('level'):<8} {event.pop('event')}"
     line = "  ".join([head, *(f"{name}={_quoted(value)}" for name, value in event.items())])
