@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -67,6 +67,13 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
+        self._close_calls = Counter(
+            "lensgate_close_calls_total",
+            "Large JPEGs whose two most probable classes were close, so that they were decoded in full and run again: whether that "
+            "confirmed the class or changed it, or was left because the server had no room or no time for it.",
+            ["outcome"],
+            registry=registry,
+        )
         self._refusals = Counter(
             "lensgate_refusals_total",
             "Refused requests, and pictures refused inside a batch, by the problem's code; "
@@ -93,6 +100,8 @@ class Metrics:
         self._in_flight.set(0)
         for reason in (*KINDS, *_CLOSED_UNANSWERED):  # from the start, so that the first of a kind is seen as an increase
             self._refusals.labels(reason)
+        for outcome in ("confirmed", "changed", "left"):
+            self._close_calls.labels(outcome)
 
     def began(self) -> None:
         """A request has come."""
@@ -110,6 +119,10 @@ class Metrics:
         self._in_flight.dec()
         self._requests.labels(route, method if method in METHODS else _OTHER, status).inc()
         self._durations.labels(route).observe(duration_s)
+
+    def close_call(self, outcome: Literal["confirmed", "changed", "left"]) -> None:
+        """A picture's classes were close."""
+        self._close_calls.labels(outcome).inc()
 
     def refused(self, reason: str) -> None:
         """A request, a picture of a batch or a connection was refused: `reason` is one of our own fixed words."""

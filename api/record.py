@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from starlette.types import Scope
 
 from api.trace_context import TraceContext
+from inference.decoding.pool import Decoded
 from inference.types import Prediction
 
 RECORD_KEY: Final = "record"
@@ -50,6 +51,8 @@ class RequestRecord:
     """True when the client left before its answer."""
     images: int = 0
     failed_images: int = 0
+    close_calls: int = 0
+    """How many of them were decoded in full and run again, or would have been."""
     image_format: str | None = None
     image_width: int | None = None
     image_height: int | None = None
@@ -63,25 +66,36 @@ class RequestRecord:
     stages: list[Stage] | None = None
     """None where the trace is not recorded here."""
 
-    def note_picture(self, *, image_format: str, width_px: int, height_px: int, decode_ms: float) -> None:
-        """Remember a picture that was decoded just now: of a batch, the format and the size of the last one."""
-        self.images += 1
-        self.image_format, self.image_width, self.image_height = image_format, width_px, height_px
-        self.decode_ms = max(decode_ms, self.decode_ms or 0.0)
+    def note_picture(self, decoded: Decoded, *, before: Decoded | None = None) -> None:
+        """Remember a picture that was decoded just now: of a batch, the format and the size of the last one.
+
+        Args:
+            decoded: the picture.
+            before: the same one, where it has been decoded before.
+        """
+        image = decoded.image
+        self.images += before is None
+        self.image_format, self.image_width, self.image_height = image.format, image.width, image.height
+        self.decode_ms = max(decoded.decode_ms + (before.decode_ms if before else 0.0), self.decode_ms or 0.0)
         if self.stages is not None:
             picture: Attributes = {
-                "lensgate.image.format": image_format,
-                "lensgate.image.width": width_px,
-                "lensgate.image.height": height_px,
+                "lensgate.image.format": image.format,
+                "lensgate.image.width": image.width,
+                "lensgate.image.height": image.height,
             }
-            self._note_stage("decode", time.perf_counter(), decode_ms, picture)
+            self._note_stage("decode", time.perf_counter(), decoded.decode_ms, picture)
 
-    def note_prediction(self, prediction: Prediction) -> None:
-        """Remember what a prediction took that has come just now: of a batch, the model and the engine of the last one."""
+    def note_prediction(self, prediction: Prediction, *, before: Prediction | None = None) -> None:
+        """Remember what a prediction took that has come just now: of a batch, the model and the engine of the last one.
+
+        Args:
+            prediction: what came.
+            before: what came first, where the same picture was run before.
+        """
         self.model, self.digest, self.engine = prediction.model.name, prediction.model.digest, prediction.engine
         self.batch_size = max(prediction.batch_size, self.batch_size or 0)
-        self.queue_ms = max(prediction.queue_ms, self.queue_ms or 0.0)
-        self.infer_ms = max(prediction.infer_ms, self.infer_ms or 0.0)
+        self.queue_ms = max(prediction.queue_ms + (before.queue_ms if before else 0.0), self.queue_ms or 0.0)
+        self.infer_ms = max(prediction.infer_ms + (before.infer_ms if before else 0.0), self.infer_ms or 0.0)
         if self.stages is not None:
             # The way to the engine and back, some 0.2 ms, is counted to neither and lies before both.
             ended_s = time.perf_counter()

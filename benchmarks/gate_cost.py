@@ -87,9 +87,9 @@ class StubDecoder(DecodePool):
 
     def __init__(self) -> None:
         super().__init__(max_pixels=1, processes=1, max_waiting=0)
-        self._decoded = Decoded(DecodedImage(np.zeros((224, 224, 3), np.uint8), "jpeg", 500, 334), 1.0)
+        self._decoded = Decoded(DecodedImage(np.zeros((224, 224, 3), np.uint8), "jpeg", 500, 334, False), 1.0)
 
-    async def decode(self, data: bytes, preprocessing: Preprocessing, *, client: str) -> Decoded:
+    async def decode(self, data: bytes, preprocessing: Preprocessing, *, client: str, draft: bool = True) -> Decoded:
         return self._decoded
 
 

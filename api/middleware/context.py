@@ -181,6 +181,7 @@ class ContextMiddleware:
             "engine": record.engine,
             "images": record.images or None,
             "failed_images": record.failed_images or None,
+            "close_calls": record.close_calls or None,
             "image_format": record.image_format,
             "image_width": record.image_width,
             "image_height": record.image_height,

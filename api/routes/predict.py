@@ -16,6 +16,7 @@ from starlette.responses import Response
 from api import schemas
 from api.access import requires
 from api.body import JSON_TYPE, MULTIPART_TYPE, RAW_TYPES, read_picture, read_pictures
+from api.classification import classify
 from api.direct_route import DirectRoute
 from api.disconnect import UntilDisconnect
 from api.errors import InvalidRequest, refusal_for
@@ -26,7 +27,6 @@ from api.services import Services, services_of
 from inference.errors import EngineUnavailable, Overloaded
 from inference.types import ModelInfo, Prediction
 from security.middleware.client_limit import take_images
-from security.principal import STATE_KEY, Principal
 
 router = APIRouter(route_class=DirectRoute, tags=["predictions"])
 
@@ -87,7 +87,7 @@ async def predict(request: Request) -> Response:
     model = _ready_model(services)
     picture = await read_picture(request, max_bytes=services.settings.http.max_body_bytes)
     async with UntilDisconnect(request.receive):
-        prediction = await _classify(services, request, model, picture, top_k)
+        prediction = await classify(services, request, model, picture, top_k)
     found = schemas.BatchPrediction.of(prediction)
     named = schemas.ModelName.of(prediction.model)
     return _json(schemas.PredictionAnswer(found.class_id, found.confidence, found.label, found.predictions, named))
@@ -120,37 +120,22 @@ async def predict_batch(request: Request) -> Response:
         await take_images(request.scope, services.rates, services.revocations, services.tiers, len(pictures) - 1)
     permits = asyncio.Semaphore(min(_BATCH_CONCURRENCY, services.settings.inference.queue_size))
 
-    async def classify(picture: bytes | Exception) -> Prediction | Exception:
+    async def outcome_of(picture: bytes | Exception) -> Prediction | Exception:
         async with permits:
             try:
                 if isinstance(picture, Exception):
                     return picture
-                return await _classify(services, request, model, picture, top_k)
+                return await classify(services, request, model, picture, top_k)
             except Exception as error:  # noqa: BLE001 # one picture never fails the others
                 return error
 
     async with UntilDisconnect(request.receive), asyncio.TaskGroup() as group:
-        tasks = [group.create_task(classify(picture)) for picture in pictures]
+        tasks = [group.create_task(outcome_of(picture)) for picture in pictures]
     outcomes = [task.result() for task in tasks]
     _refuse_if_none_was_run(outcomes)
     answered = next((outcome.model for outcome in outcomes if isinstance(outcome, Prediction)), model)
     record = record_of(request.scope)
     return _json(schemas.BatchAnswer([_result(outcome, record, services) for outcome in outcomes], schemas.ModelName.of(answered)))
-
-
-async def _classify(services: Services, request: Request, model: ModelInfo, picture: bytes, top_k: int) -> Prediction:
-    record = record_of(request.scope)
-    principal = request.scope["state"][STATE_KEY]
-    assert isinstance(principal, Principal)
-    decoded = await services.decoder.decode(picture, model.preprocessing, client=principal.client_id)
-    image = decoded.image
-    services.metrics.decode_duration.observe(decoded.decode_ms / 1000)
-    record.note_picture(image_format=image.format, width_px=image.width, height_px=image.height, decode_ms=decoded.decode_ms)
-    timeout_s = services.settings.inference.deadline_s
-    prediction = await services.engine.predict(image.pixels, top_k=top_k, timeout_s=timeout_s, client=principal.client_id)
-    services.metrics.queue_duration.observe(prediction.queue_ms / 1000)
-    record.note_prediction(prediction)
-    return prediction
 
 
 def _refuse_if_none_was_run(outcomes: list[Prediction | Exception]) -> None:

@@ -40,7 +40,8 @@ def _stub_model() -> None:
                 labels=tuple(f"class {number}" for number in range(1000)),
             )
             self._ids = np.tile(np.arange(_CLASS, _CLASS + _TOP_K), (max_batch, 1))
-            self._scores = np.full((max_batch, _TOP_K), 0.01, np.float32)
+            self._scores = np.full((max_batch, _TOP_K), 0.001, np.float32)
+            self._scores[:, 0] = 0.9  # no close call
 
         def batch_size(self, waiting: int) -> int:
             return min(waiting, self.max_batch)

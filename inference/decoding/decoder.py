@@ -60,6 +60,7 @@ class Job:
     client: str
     data: bytes
     preprocessing: Preprocessing
+    draft: bool
     done: asyncio.Future[DecodedImage]
     place: int = 0
     """Where in the shared memory its pixels will be."""
@@ -148,7 +149,7 @@ class Decoder:
         if not self._jobs:
             self.first_since_s = time.monotonic()
         self._jobs.append(job)
-        order = Decode(len(job.data), job.place * PLACE_BYTES, self._max_pixels, job.preprocessing)
+        order = Decode(len(job.data), job.place * PLACE_BYTES, self._max_pixels, job.preprocessing, job.draft)
         self._frames.send_with(order, job.data)  # where it is gone already, `until_ended` tells
 
     async def until_ended(self, *, stuck_after_s: float) -> int:
@@ -233,7 +234,7 @@ class Decoder:
             raise _refusal(message)
         if isinstance(message, Failed):
             raise _fault(message)
-        return DecodedImage(self._pixels(job), message.format, message.width, message.height)
+        return DecodedImage(self._pixels(job), message.format, message.width, message.height, message.drafted)
 
     def _pixels(self, job: Job) -> Pixels:
         # A copy: the place is about to be another picture's.

@@ -36,6 +36,7 @@ class Decode(msgspec.Struct, array_like=True, frozen=True):
     offset: int
     max_pixels: int
     preprocessing: Preprocessing
+    draft: bool
 
 
 class Ready(msgspec.Struct, tag="ready", array_like=True, frozen=True):
@@ -48,6 +49,7 @@ class Finished(msgspec.Struct, tag="finished", array_like=True, frozen=True):
     format: PictureFormat
     width: _Side
     height: _Side
+    drafted: bool
 
 
 class Refused(msgspec.Struct, tag="refused", array_like=True, frozen=True):

@@ -76,8 +76,14 @@ class DecodePool:
         """Begin to start the processes, on the running event loop. Returns at once."""
         self._keepers = [asyncio.create_task(self._keep(number), name=f"keep decoder {number}") for number in range(self._processes)]
 
-    async def decode(self, data: bytes, preprocessing: Preprocessing, *, client: str) -> Decoded:
+    async def decode(self, data: bytes, preprocessing: Preprocessing, *, client: str, draft: bool = True) -> Decoded:
         """Decode one picture. Cancelled while it waits for a process, it is never run.
+
+        Args:
+            data: a file.
+            preprocessing: what the model wants.
+            client: whose it is.
+            draft: as for `inference.image.decode`.
 
         Raises:
             Overloaded: too many pictures are waiting already, and most of them are this client's.
@@ -88,7 +94,7 @@ class DecodePool:
         if self._closed:
             raise DecoderExhausted("No picture can be decoded any more.")
         began_s = time.perf_counter()
-        job = Job(client, data, preprocessing, asyncio.get_running_loop().create_future())
+        job = Job(client, data, preprocessing, draft, asyncio.get_running_loop().create_future())
         self._put(job)
         try:
             image = await job.done

@@ -113,14 +113,14 @@ def _received(connection: socket.socket, length: int) -> bytes:
 
 def _answer(job: Decode, file: bytes, memory: mmap.mmap) -> FromDecoder:
     try:
-        image = decode(file, preprocessing=job.preprocessing, max_pixels=job.max_pixels)
+        image = decode(file, preprocessing=job.preprocessing, max_pixels=job.max_pixels, draft=job.draft)
         place = memoryview(memory)[job.offset : job.offset + PLACE_BYTES]
         place[: image.pixels.nbytes] = image.pixels.data.cast("B")  # a ValueError where there is no room for it
     except InferenceError as error:
         return Refused(type(error).__name__, str(error), [note[:MAX_TRACE] for note in getattr(error, "__notes__", ())])  # type: ignore[arg-type]  # decode's four
     except Exception as error:  # noqa: BLE001 # the worker raises it again
         return Failed(f"{type(error).__name__}: {error}"[:MAX_TRACE], traceback.format_exc()[-MAX_TRACE:])
-    return Finished(image.format, image.width, image.height)
+    return Finished(image.format, image.width, image.height, image.drafted)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def draft_size(source: PictureSource, preprocessing: Preprocessing) -> tuple[int
     The shorter side keeps at least twice the pixels that it is then resized to, as in `Image.thumbnail`. On photographs the crop then
     differs from that of the whole picture by 0.2 to 0.3 levels in the mean and up to 2 in 99 of 100 pixels (`benchmarks.accuracy`); with
     only once the pixels it is 1.8 in the mean. Three or four times the pixels bring it to 0.16 and 0.13, and hardly more crops keep their
-    class.
+    class; `inference.close_calls` tells which of them may have lost it.
     """
     side = 2 * preprocessing.resize_px
     if preprocessing.interpolation == "nearest" or min(source.width, source.height) < 2 * side:

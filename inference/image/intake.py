@@ -34,6 +34,8 @@ class DecodedImage(NamedTuple):
     width: int
     """Of the original, in pixels, as stored (before EXIF orientation)."""
     height: int
+    drafted: bool
+    """Whether it was decoded at a part of its size, so that its pixels are a little off (see `draft_size`)."""
 
 
 def decode(data: bytes | memoryview, *, preprocessing: Preprocessing, max_pixels: int, draft: bool = True) -> DecodedImage:
@@ -76,12 +78,13 @@ def _decode(data: bytes, preprocessing: Preprocessing, max_pixels: int, draft: b
         if size and isinstance(image, JpegImagePlugin.JpegImageFile):
             drafted = image.draft(None, size)
             decoded = drafted[1][2:] if drafted else decoded
+        is_drafted = image.size != (source.width, source.height)
         planned = plan(source, decoded, preprocessing)
         image.load()
         turned = upright(image, source.orientation)
     rgb = to_rgb(turned.crop(planned.cut) if planned.cut else turned, source.transparent)
     pixels = fit(rgb, planned, preprocessing)
-    return DecodedImage(pixels, source.format, source.width, source.height)
+    return DecodedImage(pixels, source.format, source.width, source.height, is_drafted)
 
 
 def _read_container(data: bytes, max_pixels: int) -> PictureSource:

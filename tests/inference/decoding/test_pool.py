@@ -54,9 +54,9 @@ class Pool:
     def start(self) -> None:
         self._pool.start()
 
-    def decode(self, data: bytes, client: str = "a") -> asyncio.Task[Decoded]:
+    def decode(self, data: bytes, client: str = "a", *, draft: bool = True) -> asyncio.Task[Decoded]:
         """Begin to decode, and go on until it waits for its answer or has one."""
-        return asyncio.create_task(self._pool.decode(data, PREPROCESSING, client=client))
+        return asyncio.create_task(self._pool.decode(data, PREPROCESSING, client=client, draft=draft))
 
     def decoders(self) -> list[psutil.Process]:
         """Its processes."""
@@ -101,8 +101,19 @@ async def test_a_picture_is_what_it_would_be_in_our_own_process(kind: str) -> No
 
     expected = decode(data, preprocessing=PREPROCESSING, max_pixels=MAX_PIXELS)
     assert np.array_equal(image.pixels, expected.pixels)
-    assert image[1:] == expected[1:] == (kind.lower(), 90, 60)
+    assert image[1:] == expected[1:] == (kind.lower(), 90, 60, kind == "JPEG")
     assert decode_ms > 0
+
+
+async def test_a_large_jpeg_is_decoded_at_a_part_of_its_size_unless_it_must_not_be() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    data = encode(Image.fromarray(noise), "JPEG")
+    async with running() as pool:
+        for draft in (True, False):
+            image = (await pool.decode(data, draft=draft)).image
+            expected = decode(data, preprocessing=PREPROCESSING, max_pixels=MAX_PIXELS, draft=draft)
+            assert image.drafted == draft
+            assert np.array_equal(image.pixels, expected.pixels)
 
 
 @pytest.mark.parametrize(

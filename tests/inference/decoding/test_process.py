@@ -47,7 +47,7 @@ def unread_bytes(connection: socket.socket) -> int:
 async def test_a_decoder_that_is_halted_amid_a_file_goes_on_with_it() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
     file = encode(Image.fromarray(noise), "PNG")
-    order = frame(Decode(len(file), 0, 10**6, Preprocessing(resize_px=8, crop_px=8, interpolation="bilinear")))
+    order = frame(Decode(len(file), 0, 10**6, Preprocessing(resize_px=8, crop_px=8, interpolation="bilinear"), True))
     ours, its = socket.socketpair()
     memory = shared_memory()
     with ours, its:
@@ -63,7 +63,7 @@ async def test_a_decoder_that_is_halted_amid_a_file_goes_on_with_it() -> None:
             decoder.resume()
             until(lambda: decoder.status() == psutil.STATUS_SLEEPING)
             ours.sendall(file[len(file) // 2 :])
-            assert await asyncio.to_thread(said, ours) == Finished("png", 300, 300)
+            assert await asyncio.to_thread(said, ours) == Finished("png", 300, 300, False)
         finally:
             process.kill()
             await process.wait()
