@@ -11,7 +11,7 @@ from api.record import record_of
 from api.services import Services
 from inference.close_calls import RANKS, is_close_call
 from inference.decoding.pool import Decoded
-from inference.errors import DeadlineExceeded, DecoderExhausted, EngineUnavailable, Overloaded
+from inference.errors import InferenceError
 from inference.types import ModelInfo, Prediction
 from security.principal import STATE_KEY, Principal
 
@@ -20,7 +20,8 @@ async def classify(services: Services, request: Request, model: ModelInfo, pictu
     """The `top_k` most probable classes of a picture.
 
     A large JPEG is decoded at a part of its size, which is three times as quick and a little inexact. Where its two most probable classes
-    are close, it is decoded in full and run again; the first answer stands where the server has no room or no time for that.
+    are close, it is decoded in full and run again. That is the server's own wish: it takes nobody's place in a queue, it must be done by
+    the first run's deadline, and where it comes to nothing the first answer stands.
 
     Args:
         services: of the app.
@@ -36,18 +37,20 @@ async def classify(services: Services, request: Request, model: ModelInfo, pictu
     assert isinstance(principal, Principal)
     client, record, loop = principal.client_id, record_of(request.scope), asyncio.get_running_loop()
     wanted = max(top_k, RANKS)
-    first = await _decode(services, client, model, picture, draft=True)
-    record.note_picture(first)
-    until_s = loop.time() + services.settings.inference.deadline_s
-    prediction = await _run(services, client, first, wanted, until_s - loop.time())
+    timeout_s = services.settings.inference.deadline_s
+    decoded = await _decode(services, client, model, picture)
+    record.note_picture(decoded)
+    until_s = loop.time() + timeout_s
+    prediction = await _run(services, client, decoded, wanted, timeout_s)
     record.note_prediction(prediction)
-    if first.image.drafted and is_close_call([score.confidence for score in prediction.scores]):
+    if decoded.image.drafted and is_close_call([score.confidence for score in prediction.scores]):
         record.close_calls += 1
         try:
-            again = await _decode(services, client, model, picture, draft=False)
-            record.note_picture(again, before=first)
-            decided = await _run(services, client, again, wanted, until_s - loop.time())
-        except (DeadlineExceeded, DecoderExhausted, EngineUnavailable, Overloaded):
+            async with asyncio.timeout_at(until_s):
+                in_full = await _decode(services, client, model, picture, again=True)
+                record.note_picture(in_full, before=decoded)
+                decided = await _run(services, client, in_full, wanted, until_s - loop.time(), again=True)
+        except (InferenceError, TimeoutError):
             services.metrics.close_call("left")
         else:
             record.note_prediction(decided, before=prediction)
@@ -56,13 +59,14 @@ async def classify(services: Services, request: Request, model: ModelInfo, pictu
     return prediction if top_k == wanted else msgspec.structs.replace(prediction, scores=prediction.scores[:top_k])
 
 
-async def _decode(services: Services, client: str, model: ModelInfo, picture: bytes, *, draft: bool) -> Decoded:
-    decoded = await services.decoder.decode(picture, model.preprocessing, client=client, draft=draft)
+async def _decode(services: Services, client: str, model: ModelInfo, picture: bytes, *, again: bool = False) -> Decoded:
+    decoded = await services.decoder.decode(picture, model.preprocessing, client=client, draft=not again, may_displace=not again)
     services.metrics.decode_duration.observe(decoded.decode_ms / 1000)
     return decoded
 
 
-async def _run(services: Services, client: str, decoded: Decoded, top_k: int, timeout_s: float) -> Prediction:
-    prediction = await services.engine.predict(decoded.image.pixels, top_k=top_k, timeout_s=timeout_s, client=client)
+async def _run(services: Services, client: str, decoded: Decoded, top_k: int, timeout_s: float, *, again: bool = False) -> Prediction:
+    pixels = decoded.image.pixels
+    prediction = await services.engine.predict(pixels, top_k=top_k, timeout_s=timeout_s, client=client, may_displace=not again)
     services.metrics.queue_duration.observe(prediction.queue_ms / 1000)
     return prediction

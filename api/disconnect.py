@@ -45,11 +45,13 @@ class UntilDisconnect:
             ClientDisconnect: the client left first.
         """
         self._start.cancel()
-        if self._watcher is None:
+        # Ended, it holds the traceback of its end, and that holds us: only the garbage collector would find the two, and the request.
+        watcher, self._watcher = self._watcher, None
+        if watcher is None:
             return
-        if not self._watcher.done():
-            self._watcher.cancel()
-            await asyncio.wait([self._watcher])
+        if not watcher.done():
+            watcher.cancel()
+            await asyncio.wait([watcher])
         # As asyncio.timeout does it: with a cancellation from outside besides ours, that one goes on.
         if self._left and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise ClientDisconnect from error

@@ -16,8 +16,8 @@ from inference.types import Prediction
 RECORD_KEY: Final = "record"
 """Where the record stands: `scope["state"]["record"]`."""
 
-_MAX_STAGES: Final = 3 * 64
-"""A batch may be of a thousand pictures, each with three; the first ones tell how it went."""
+_MAX_STAGES: Final = 6 * 64
+"""A batch may be of a thousand pictures, each with three, or six; the first ones tell how it went."""
 
 
 Attributes = Mapping[str, str | int]

@@ -41,7 +41,7 @@ _PHOTOGRAPHS: Final = (
 _MAX_PIXELS: Final = 50_000_000
 _BATCH: Final = 8
 _DRAFTED: Final = "JPEG, drafted"
-_AS_SERVED: Final = "JPEG, drafted, close calls in full"
+_AS_SERVED: Final = "JPEG, as served"
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class StubEngine:
         self._prediction = Prediction(scores=scores, model=_MODEL, queue_ms=0.1, infer_ms=1.0, batch_size=1)
         self._status = EngineStatus(phase="ready", detail="", models=(_MODEL,))
 
-    async def predict(self, pixels: Pixels, *, top_k: int, timeout_s: float, client: str) -> Prediction:
+    async def predict(self, pixels: Pixels, *, top_k: int, timeout_s: float, client: str, may_displace: bool = True) -> Prediction:
         return self._prediction
 
     def status(self) -> EngineStatus:
@@ -89,7 +89,9 @@ class StubDecoder(DecodePool):
         super().__init__(max_pixels=1, processes=1, max_waiting=0)
         self._decoded = Decoded(DecodedImage(np.zeros((224, 224, 3), np.uint8), "jpeg", 500, 334, False), 1.0)
 
-    async def decode(self, data: bytes, preprocessing: Preprocessing, *, client: str, draft: bool = True) -> Decoded:
+    async def decode(
+        self, data: bytes, preprocessing: Preprocessing, *, client: str, draft: bool = True, may_displace: bool = True
+    ) -> Decoded:
         return self._decoded
 
 

@@ -10,7 +10,7 @@ from inference.types import EngineStatus, Pixels, Prediction
 class Engine(Protocol):
     """Runs pictures through the model. Safe for any number of concurrent calls on one event loop."""
 
-    async def predict(self, pixels: Pixels, *, top_k: int, timeout_s: float, client: str) -> Prediction:
+    async def predict(self, pixels: Pixels, *, top_k: int, timeout_s: float, client: str, may_displace: bool = True) -> Prediction:
         """Classify one picture.
 
         Args:
@@ -18,6 +18,7 @@ class Engine(Protocol):
             top_k: how many classes to return, 1 to 100; a model with fewer classes returns all of them.
             timeout_s: seconds from now; what has not started by then is never run.
             client: who asks, so that the engine can serve clients in turn.
+            may_displace: where no more pictures can be held, it may take the place of one of a client that has more of them.
 
         Raises:
             EngineUnavailable: no engine is ready, or it died while it held this picture.

@@ -102,14 +102,17 @@ class _Link:
             connection.close()
             raise
 
-    def send(self, prediction_id: int, pixels: Pixels, *, top_k: int, deadline_ns: int, client: str) -> asyncio.Future[Result]:
+    def send(
+        self, prediction_id: int, pixels: Pixels, *, top_k: int, deadline_ns: int, client: str, may_displace: bool
+    ) -> asyncio.Future[Result]:
         """Hand one picture over; the future gets its answer, and nobody else's."""
         wire = self._wire
         if wire is None:
             raise EngineUnavailable
-        if wire.slots.full:
+        full = len(self.pending) >= self._max_pending
+        if wire.slots.full or (full and not may_displace):
             raise Overloaded(retry_after_s=self.retry_after_s)
-        turned_out = self._lines.put(client, prediction_id, full=len(self.pending) >= self._max_pending)
+        turned_out = self._lines.put(client, prediction_id, full=full)
         if turned_out == prediction_id:
             raise Overloaded(retry_after_s=self.retry_after_s)
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
@@ -235,7 +238,7 @@ class ProcessEngine:
                 for link in self._links:
                     await link.heard.wait()
 
-    async def predict(self, pixels: Pixels, *, top_k: int, timeout_s: float, client: str) -> Prediction:
+    async def predict(self, pixels: Pixels, *, top_k: int, timeout_s: float, client: str, may_displace: bool = True) -> Prediction:
         """See `inference.engine.Engine.predict`."""
         ready = [link for link in self._links if link.status.ready]
         if not ready:
@@ -247,7 +250,7 @@ class ProcessEngine:
             raise InferenceFailed(f"The model takes pictures of {side} by {side} pixels.")
         prediction_id = next(self._ids)
         deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
-        future = link.send(prediction_id, pixels, top_k=top_k, deadline_ns=deadline_ns, client=client)
+        future = link.send(prediction_id, pixels, top_k=top_k, deadline_ns=deadline_ns, client=client, may_displace=may_displace)
         # The engine drops what is late; this is for an engine that no longer answers at all.
         late = asyncio.get_running_loop().call_later(timeout_s, _give_up, future)
         try:
@@ -255,6 +258,8 @@ class ProcessEngine:
         finally:
             late.cancel()
             link.forget(prediction_id)
+            # It may hold an error whose traceback holds this frame: only the garbage collector would find the two, and the caller's frames.
+            del future
         return _as_prediction(result, model, link.path.stem)
 
     def status(self) -> EngineStatus:

@@ -41,8 +41,8 @@ from inference.types import Pixels, Preprocessing
 _MAX_ORDER_BYTES: Final = 1024
 """Of a message that goes before a file."""
 _MAX_FOLLOWED_BYTES: Final = 1 << 18
-"""Behind a larger file nothing waits in a decoder, as another one may be free sooner. A JPEG of this size is decoded within some ten
-milliseconds; what a flat PNG or WebP of this size costs only its header tells, and that is not read here."""
+"""Behind a larger file, or a JPEG that must be decoded in full, nothing waits in a decoder, as another one may be free sooner. Another JPEG
+of this size is decoded within some ten milliseconds; what a flat PNG or WebP costs only its header tells, and that is not read here."""
 
 
 class DecoderNotStarted(Exception):
@@ -132,7 +132,7 @@ class Decoder:
     @property
     def room(self) -> int:
         """How many more pictures it can be given now; none once it is going."""
-        if self._gone or (self._jobs and len(self._jobs[-1].data) > _MAX_FOLLOWED_BYTES):
+        if self._gone or (self._jobs and (len(self._jobs[-1].data) > _MAX_FOLLOWED_BYTES or not self._jobs[-1].draft)):
             return 0
         return len(self._free)
 
@@ -225,7 +225,8 @@ class Decoder:
             try:
                 job.done.set_result(self._result(job, message))
             except Exception as error:  # noqa: BLE001  a refusal, or memory for the copy is short: it is the caller's to know
-                job.done.set_exception(error)
+                # Its traceback would hold this frame, which holds the job: only the garbage collector would find them, and the file.
+                job.done.set_exception(error.with_traceback(None))
         self._free.append(job.place)
         self._on_answer(took_s)
 

@@ -76,7 +76,9 @@ class DecodePool:
         """Begin to start the processes, on the running event loop. Returns at once."""
         self._keepers = [asyncio.create_task(self._keep(number), name=f"keep decoder {number}") for number in range(self._processes)]
 
-    async def decode(self, data: bytes, preprocessing: Preprocessing, *, client: str, draft: bool = True) -> Decoded:
+    async def decode(
+        self, data: bytes, preprocessing: Preprocessing, *, client: str, draft: bool = True, may_displace: bool = True
+    ) -> Decoded:
         """Decode one picture. Cancelled while it waits for a process, it is never run.
 
         Args:
@@ -84,6 +86,7 @@ class DecodePool:
             preprocessing: what the model wants.
             client: whose it is.
             draft: as for `inference.image.decode`.
+            may_displace: where no more pictures can be held, it may take the place of one of a client that has more of them.
 
         Raises:
             Overloaded: too many pictures are waiting already, and most of them are this client's.
@@ -95,12 +98,15 @@ class DecodePool:
             raise DecoderExhausted("No picture can be decoded any more.")
         began_s = time.perf_counter()
         job = Job(client, data, preprocessing, draft, asyncio.get_running_loop().create_future())
-        self._put(job)
         try:
+            self._put(job, may_displace=may_displace)
             image = await job.done
         except asyncio.CancelledError:
             self._waiting.discard(client, job)
             raise
+        finally:
+            # It may hold an error whose traceback holds this frame: only the garbage collector would find the two, and the caller's frames.
+            del job
         return Decoded(image, (time.perf_counter() - began_s) * 1000)
 
     async def aclose(self) -> None:
@@ -111,9 +117,10 @@ class DecodePool:
         await asyncio.gather(*self._keepers, return_exceptions=True)
         self._drop_waiting(None)
 
-    def _put(self, job: Job) -> None:
+    def _put(self, job: Job, *, may_displace: bool) -> None:
         held = sum(decoder.held for decoder in self._decoders) + len(self._waiting)
-        turned_out = self._waiting.put(job.client, job, full=held >= self._max_held)
+        full = held >= self._max_held
+        turned_out = job if full and not may_displace else self._waiting.put(job.client, job, full=full)
         if turned_out is not None and not turned_out.done.done():
             wait_s = self._mean_s * held / self._processes
             turned_out.done.set_exception(

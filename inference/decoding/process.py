@@ -83,9 +83,10 @@ def _close_all_but(*files: int) -> None:
 
 
 def _close_off() -> None:
-    """Have the system refuse us whatever we might ask it for from now on: files, connections, processes, threads (setrlimit(2)).
+    """Have the system refuse us every further descriptor, process and thread (setrlimit(2)).
 
-    A picture that takes its decoder over finds it with one socket and one piece of memory. Root may lift these limits again.
+    A picture that takes its decoder over finds it with one socket and one piece of memory: it can read no file and reach nobody. What needs
+    no descriptor it can still do: delete files by name, end processes, become another program. Root may lift these limits again.
     """
     for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC):
         resource.setrlimit(limit, (0, 0))

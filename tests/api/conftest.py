@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
 import numpy as np
@@ -44,6 +44,14 @@ STOP_S = 60.0
 _Result = TypeVar("_Result")
 
 
+class Call(NamedTuple):
+    """What the engine was asked."""
+
+    pixels: Pixels
+    timeout_s: float
+    may_displace: bool
+
+
 class Model:
     """A fake engine that names the strongest colour of a picture: what it answers can be checked."""
 
@@ -72,15 +80,14 @@ class Model:
         self.clients: list[str] = []
         self.close: deque[int | Exception] = deque()
         """What the next calls answer: a class, with a second one that is nearly as probable, or an error."""
-        self.calls: list[tuple[Pixels, float]] = []
-        """The pictures, and how long each might take, in seconds."""
+        self.calls: list[Call] = []
 
-    async def predict(self, pixels: Pixels, *, top_k: int, timeout_s: float, client: str) -> Prediction:
+    async def predict(self, pixels: Pixels, *, top_k: int, timeout_s: float, client: str, may_displace: bool = True) -> Prediction:
         assert pixels.shape == (32, 32, 3)
         assert timeout_s > 0
         self.pictures_seen += 1
         self.clients.append(client)
-        self.calls.append((pixels, timeout_s))
+        self.calls.append(Call(pixels, timeout_s, may_displace))
         self.asked.release()
         if self.failure is not None:
             raise self.failure

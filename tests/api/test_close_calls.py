@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from inference.decoding.pool import Decoded
 from inference.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, Overloaded
 from inference.image import decode
+from inference.types import Preprocessing
 
 if TYPE_CHECKING:
     from api.conftest import Gate
@@ -50,7 +53,7 @@ def test_a_close_call_is_decided_by_the_picture_decoded_in_full(gate: Gate, seco
     drafted, whole = (
         decode(LARGE, preprocessing=gate.model.INFO.preprocessing, max_pixels=10**6, draft=draft).pixels for draft in (True, False)
     )
-    assert [np.array_equal(pixels, expected) for (pixels, _), expected in zip(gate.model.calls, (drafted, whole), strict=True)] == [
+    assert [np.array_equal(call.pixels, expected) for call, expected in zip(gate.model.calls, (drafted, whole), strict=True)] == [
         True,
         True,
     ]
@@ -61,8 +64,8 @@ def test_the_second_look_gets_what_is_left_of_the_time_and_is_told_of(gate: Gate
     gate.model.close.extend([0, 0])
     response = gate.predict(content=LARGE, headers=_JPEG)
 
-    (_, first_s), (_, second_s) = gate.model.calls
-    assert second_s < first_s == pytest.approx(gate.services.settings.inference.deadline_s)
+    first, second = gate.model.calls
+    assert second.timeout_s < first.timeout_s == pytest.approx(gate.services.settings.inference.deadline_s)
     line = gate.log.request(response)
     assert (line["images"], line["close_calls"]) == (1, 1)
     assert (line["queue_ms"], line["infer_ms"]) == (0.5, 3.0)  # of both
@@ -87,8 +90,12 @@ def test_what_was_decoded_in_full_is_not_looked_at_twice(gate: Gate, data: bytes
     assert gate.model.pictures_seen == 1
 
 
-@pytest.mark.parametrize("error", [Overloaded(), DeadlineExceeded(), EngineUnavailable()], ids=lambda error: type(error).__name__)
-def test_without_room_or_time_for_a_second_look_the_first_answer_stands(gate: Gate, error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [Overloaded(), DeadlineExceeded(), EngineUnavailable(), InferenceFailed("The prediction failed."), TimeoutError()],
+    ids=lambda error: type(error).__name__,
+)
+def test_where_the_second_look_comes_to_nothing_the_first_answer_stands(gate: Gate, error: Exception) -> None:
     gate.model.close.extend([0, error])
     before = _outcomes(gate)
     response = gate.predict(content=LARGE, headers=_JPEG)
@@ -98,10 +105,30 @@ def test_without_room_or_time_for_a_second_look_the_first_answer_stands(gate: Ga
     assert _more(gate, before) == {"left": 1}
 
 
-def test_a_second_look_that_fails_is_an_error(gate: Gate) -> None:
-    gate.model.close.extend([0, InferenceFailed("The prediction failed.")])
+def test_a_second_look_takes_nobodys_place(gate: Gate) -> None:
+    gate.model.close.extend([0, 0])
+    gate.predict(content=LARGE, headers=_JPEG)
 
-    assert gate.predict(content=LARGE, headers=_JPEG).status_code == 500
+    assert [call.may_displace for call in gate.model.calls] == [True, False]
+
+
+def test_a_second_look_that_waits_for_a_decoder_is_given_up_at_the_deadline(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode_first = gate.services.decoder.decode
+    waiting: list[asyncio.Future[Decoded]] = []
+
+    async def decode(data: bytes, preprocessing: Preprocessing, *, client: str, draft: bool, may_displace: bool) -> Decoded:
+        if draft:
+            return await decode_first(data, preprocessing, client=client, draft=draft, may_displace=may_displace)
+        waiting.append(asyncio.get_running_loop().create_future())
+        return await waiting[0]
+
+    monkeypatch.setattr(gate.services.decoder, "decode", decode)
+    monkeypatch.setitem(gate.services.settings.inference.__dict__, "deadline_s", 0.2)
+    gate.model.close.append(0)
+    response = gate.predict(content=LARGE, headers=_JPEG)
+
+    assert (response.status_code, response.json()["label"]) == (200, "red")
+    assert waiting[0].cancelled()
 
 
 def test_whoever_wants_one_class_gets_one_and_the_right_one(gate: Gate) -> None:
@@ -112,11 +139,11 @@ def test_whoever_wants_one_class_gets_one_and_the_right_one(gate: Gate) -> None:
 
 
 def test_a_batch_looks_twice_at_its_close_calls_alone(gate: Gate) -> None:
-    gate.model.close.extend([0, 2])
+    gate.model.close.extend([0, 0, 0])
     files = [("file", ("a.jpg", LARGE)), ("file", ("b.png", _noise(200, 150, "PNG")))]
     response = gate.predict(path="/predict/batch", files=files)
 
     assert response.status_code == 200
     line = gate.log.request(response)
-    assert line["images"] == 2
-    assert gate.model.pictures_seen == 2 + line.get("close_calls", 0)
+    assert (line["images"], line["close_calls"]) == (2, 1)
+    assert gate.model.pictures_seen == 3

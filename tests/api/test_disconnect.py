@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -44,6 +46,20 @@ async def test_for_quick_work_nobody_watches() -> None:
 
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(channel.watched.wait(), 2 * WATCH_AFTER_S)
+
+
+async def test_a_request_that_took_long_is_freed_at_once_without_the_garbage_collector() -> None:
+    gc.disable()
+    try:
+        channel = Channel()
+        async with UntilDisconnect(channel.receive):
+            await channel.watched.wait()
+        watched = weakref.ref(channel)
+        del channel
+        await asyncio.sleep(0)
+        assert watched() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_client_that_leaves_cancels_the_work() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import random
+import sys
 import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -173,6 +175,39 @@ async def test_one_worker_may_hold_no_more_than_its_bound(stand: Stand) -> None:
     stand.model.open.set()
     await first
     await engine.aclose()
+
+
+async def test_what_may_displace_nothing_is_refused_where_another_clients_pictures_fill_the_bound(stand: Stand) -> None:
+    engine = ProcessEngine([stand.path], max_pending=3)
+    engine.start()
+    await until(lambda: engine.status().ready)
+    flood = [asyncio.create_task(engine.predict(picture(n), top_k=1, timeout_s=30, client="flood")) for n in range(3)]
+    await stand.running()
+    with pytest.raises(Overloaded):
+        await engine.predict(picture(9), top_k=1, timeout_s=30, client="single", may_displace=False)
+    stand.model.open.set()
+    assert [one.scores[0].class_id for one in await asyncio.gather(*flood)] == [0, 1, 2]
+    await engine.aclose()
+
+
+async def test_what_a_caller_holds_is_freed_at_once_when_the_engine_does_not_answer(stand: Stand, engine: ProcessEngine) -> None:
+    pixels = picture(1)
+
+    async def is_late() -> bool:
+        try:
+            await engine.predict(pixels, top_k=1, timeout_s=0.05, client="c")
+        except DeadlineExceeded:  # pytest.raises would hold on to it
+            return True
+        return False
+
+    gc.disable()
+    try:
+        before = sys.getrefcount(pixels)
+        assert await is_late()
+        await asyncio.sleep(0)  # the event loop lets go of what woke us
+        assert sys.getrefcount(pixels) == before
+    finally:
+        gc.enable()
 
 
 async def test_a_failed_forward_pass_fails_its_callers_and_the_next_batch_runs(stand: Stand, engine: ProcessEngine) -> None:

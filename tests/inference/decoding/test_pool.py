@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -54,9 +55,9 @@ class Pool:
     def start(self) -> None:
         self._pool.start()
 
-    def decode(self, data: bytes, client: str = "a", *, draft: bool = True) -> asyncio.Task[Decoded]:
+    def decode(self, data: bytes, client: str = "a", *, draft: bool = True, may_displace: bool = True) -> asyncio.Task[Decoded]:
         """Begin to decode, and go on until it waits for its answer or has one."""
-        return asyncio.create_task(self._pool.decode(data, PREPROCESSING, client=client, draft=draft))
+        return asyncio.create_task(self._pool.decode(data, PREPROCESSING, client=client, draft=draft, may_displace=may_displace))
 
     def decoders(self) -> list[psutil.Process]:
         """Its processes."""
@@ -232,6 +233,39 @@ async def test_clients_are_decoded_in_turn_and_a_flood_gives_way_where_too_many_
     assert done == [*flood[:3], single, flood[3]]  # the first two are with the decoder already
 
 
+async def test_what_may_displace_nothing_is_refused_where_too_many_wait() -> None:
+    async with running(max_waiting=4) as pool:
+        pool.decoder().suspend()
+        flood = [pool.decode(picture("red"), "flood") for _ in range(4)]
+        last_place = pool.decode(picture("white"), "single", may_displace=False)
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await pool.decode(picture("white"), "single", may_displace=False)
+        pool.decoder().resume()
+        assert [await colour_of(one) for one in (*flood, last_place)] == [(255, 0, 0)] * 4 + [(255, 255, 255)]
+
+
+async def test_a_refused_file_is_freed_at_once_without_the_garbage_collector() -> None:
+    file = b"no picture" * 1000
+
+    async def is_refused() -> bool:
+        try:
+            await pool.decode(file)
+        except UnsupportedImage:  # pytest.raises would hold on to it
+            return True
+        return False
+
+    async with running() as pool:
+        gc.disable()
+        try:
+            before = sys.getrefcount(file)
+            assert await is_refused()
+            await asyncio.sleep(0)  # the event loop lets go of what woke us
+            assert sys.getrefcount(file) == before
+        finally:
+            gc.enable()
+
+
 async def test_what_is_not_decoded_when_the_pool_is_closed_is_cancelled() -> None:
     async with running() as pool:
         pool.decoder().suspend()
@@ -330,11 +364,15 @@ async def test_a_decoder_that_is_stuck_is_killed(with_faults: None) -> None:
         assert await colour_of(second) == (255, 0, 0)
 
 
-async def test_no_picture_waits_behind_a_large_one_while_another_decoder_comes_free(with_faults: None) -> None:
-    large = encode(Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, faults.ENDLESS, 3), np.uint8)), "PNG")
-    assert len(large) > 256 * 1024
+@pytest.mark.parametrize("draft", [True, False])
+async def test_no_picture_waits_behind_a_large_one_or_one_to_be_decoded_in_full_while_another_decoder_comes_free(
+    with_faults: None, draft: bool
+) -> None:
+    height = 100 if draft else 1
+    first = encode(Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, faults.ENDLESS, 3), np.uint8)), "PNG")
+    assert (len(first) > 256 * 1024) == draft
     async with running(processes=2, max_waiting=8) as pool:
-        endless = pool.decode(large)
+        endless = pool.decode(first, draft=draft)
         others = [pool.decode(picture("red")) for _ in range(6)]
         async with asyncio.timeout(30):  # half of the time after which the stuck one would be killed
             assert [await colour_of(one) for one in others] == [(255, 0, 0)] * 6
@@ -483,7 +521,7 @@ async def test_a_decoder_knows_no_secret_and_leaves_no_core(monkeypatch: pytest.
         assert one.num_fds() == 5
 
 
-async def test_whoever_takes_a_decoder_over_gets_hold_of_nothing_else(with_faults: None) -> None:
+async def test_whoever_takes_a_decoder_over_can_open_nothing(with_faults: None) -> None:
     async with running() as pool:
         with pytest.raises(InvalidImage) as raised:
             await pool.decode(picture("red", faults.REACHES_OUT))
