@@ -17,7 +17,7 @@ class UntilDisconnect:
     """Cancels what runs inside `async with` when the client disconnects, which is noticed after `WATCH_AFTER_S` at the soonest.
 
     Leaving it raises `ClientDisconnect` where the client left first. A plain class, since every prediction passes through it: written as
-    a generator around `asyncio.timeout` it takes three times as long.
+    a generator around `asyncio.timeout` it takes twice as long.
 
     Args:
         receive: the ASGI channel of a request whose body has been read to its end.

@@ -70,7 +70,7 @@ class Metrics:
         self._close_calls = Counter(
             "lensgate_close_calls_total",
             "Large JPEGs whose two most probable classes were close, so that they were decoded in full and run again: whether that "
-            "confirmed the class or changed it, or was left because the server had no room or no time for it.",
+            "confirmed the class or changed it, or was left for lack of room or time, or because it failed.",
             ["outcome"],
             registry=registry,
         )
