@@ -24,7 +24,7 @@ class FairLines(Generic[Item]):
         """All of them, client by client."""
         return (item for line in self._lines.values() for item in line)
 
-    def put(self, client: str, item: Item, *, full: bool) -> Item | None:
+    def put(self, client: str, item: Item, *, full: bool, may_displace: bool = True) -> Item | None:
         """Add one item to the end of its client's line.
 
         Args:
@@ -32,12 +32,15 @@ class FairLines(Generic[Item]):
             item: what waits.
             full: there is no room for one more. The client with the longest line then gives up its newest item for one of a client with a
                 shorter line: a flood fills what there is with its own items, and then with no more of them.
+            may_displace: it may take the place of another one like that.
 
         Returns:
             What there is no place for: nothing, the item that was given up, or `item` itself.
         """
         line = self._lines.get(client, {})
         given_up: Item | None = None
+        if full and not may_displace:
+            return item
         if full:
             other, longest = max(self._lines.items(), key=lambda one: len(one[1]), default=(client, line))
             if len(longest) <= len(line) + 1:

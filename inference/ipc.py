@@ -32,6 +32,8 @@ class Predict(msgspec.Struct, tag="predict", array_like=True, frozen=True):
     deadline_ns: int
     """On `time.monotonic_ns`, which all processes of a host share."""
     client: str
+    may_displace: bool
+    """Where the engine's queue is full, it may take the place of a picture of a client that has more of them there."""
 
 
 class Cancel(msgspec.Struct, tag="cancel", array_like=True, frozen=True):

@@ -109,10 +109,10 @@ class _Link:
         wire = self._wire
         if wire is None:
             raise EngineUnavailable
-        full = len(self.pending) >= self._max_pending
-        if wire.slots.full or (full and not may_displace):
+        if wire.slots.full:
             raise Overloaded(retry_after_s=self.retry_after_s)
-        turned_out = self._lines.put(client, prediction_id, full=full)
+        full = len(self.pending) >= self._max_pending
+        turned_out = self._lines.put(client, prediction_id, full=full, may_displace=may_displace)
         if turned_out == prediction_id:
             raise Overloaded(retry_after_s=self.retry_after_s)
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
@@ -120,7 +120,7 @@ class _Link:
         if turned_out is not None:
             self._turn_out(turned_out)
         offset = wire.slots.put(prediction_id, pixels)
-        if not wire.frames.send(Predict(prediction_id, offset, top_k, deadline_ns, client)):
+        if not wire.frames.send(Predict(prediction_id, offset, top_k, deadline_ns, client, may_displace=may_displace)):
             self._take(prediction_id)
             raise EngineUnavailable
         self.last_id = prediction_id

@@ -119,8 +119,7 @@ class DecodePool:
 
     def _put(self, job: Job, *, may_displace: bool) -> None:
         held = sum(decoder.held for decoder in self._decoders) + len(self._waiting)
-        full = held >= self._max_held
-        turned_out = job if full and not may_displace else self._waiting.put(job.client, job, full=full)
+        turned_out = self._waiting.put(job.client, job, full=held >= self._max_held, may_displace=may_displace)
         if turned_out is not None and not turned_out.done.done():
             wait_s = self._mean_s * held / self._processes
             turned_out.done.set_exception(

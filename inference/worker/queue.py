@@ -24,6 +24,7 @@ class Entry:
     deadline_ns: int
     client: str
     reply: Callable[[Result | Failure], object]
+    may_displace: bool = True
     received_ns: int = field(default_factory=time.monotonic_ns)
 
 
@@ -59,7 +60,8 @@ class FairQueue:
         with self._lock:
             if self._closed:
                 return entry
-            turned_out = self._lines.put(entry.client, entry, full=len(self._entries) >= self._max_images)
+            full = len(self._entries) >= self._max_images
+            turned_out = self._lines.put(entry.client, entry, full=full, may_displace=entry.may_displace)
             if turned_out is entry:
                 return entry
             if turned_out is not None:

@@ -58,7 +58,16 @@ class _Connection:
             _log.exception("engine_picture_refused", offset=message.offset)
             self.frames.send(Failure(message.id, "failed"))
             return
-        entry = Entry((self, message.id), message.id, pixels, message.top_k, message.deadline_ns, message.client, self.frames.send)
+        entry = Entry(
+            (self, message.id),
+            message.id,
+            pixels,
+            message.top_k,
+            message.deadline_ns,
+            message.client,
+            self.frames.send,
+            may_displace=message.may_displace,
+        )
         refusal = admit(entry)
         if refusal is not None:
             self.frames.send(refusal)

@@ -36,6 +36,13 @@ def test_the_longest_line_gives_up_its_newest_for_a_shorter_one_and_for_no_other
     assert drawn(lines) == [1, 5, 7]
 
 
+def test_what_may_displace_nothing_gives_up_itself_and_waits_like_any_other_where_there_is_room() -> None:
+    lines = lines_of(("flood", 1), ("flood", 2), ("flood", 3))
+    assert lines.put("single", 4, full=True, may_displace=False) == 4
+    assert lines.put("single", 5, full=False, may_displace=False) is None
+    assert drawn(lines) == [1, 5, 2, 3]
+
+
 def test_where_nobody_waits_there_is_nobody_to_give_way() -> None:
     assert lines_of().put("single", 1, full=True) == 1
 

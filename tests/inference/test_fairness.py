@@ -12,6 +12,7 @@ import pytest
 from inference.errors import Overloaded
 from inference.ipc import Failure
 from inference.process_engine import ProcessEngine
+from inference.types import Prediction
 from inference.worker.queue import Entry
 from support.echo_engine import EchoModel, Stand, picture, until
 
@@ -113,20 +114,36 @@ async def test_a_flood_whose_wait_is_past_every_deadline_is_refused_and_nobody_e
         assert SINGLE in stand.model.ran[1]
 
 
+async def flooded(stand: Stand, engine: ProcessEngine) -> list[asyncio.Task[Prediction]]:
+    """What one client waits for that has filled the engine's queue; the last is the newest."""
+    flooding = [asyncio.create_task(engine.predict(picture(n), top_k=1, timeout_s=300, client="flood")) for n in range(MAX_BATCH)]
+    await stand.running()
+    await until(lambda: len(stand.queue) <= MAX_BATCH)
+    room = QUEUE_SIZE - len(stand.queue)
+    flooding += [asyncio.create_task(engine.predict(picture(100 + n), top_k=1, timeout_s=300, client="flood")) for n in range(room)]
+    await until(lambda: len(stand.queue) == QUEUE_SIZE)
+    return flooding
+
+
 async def test_what_gives_way_in_the_engines_queue_is_answered_and_never_run(tmp_path: Path) -> None:
     async with served(tmp_path, workers=2, max_pending=1000) as (stand, engines):
-        flooding = [asyncio.create_task(engines[0].predict(picture(n), top_k=1, timeout_s=300, client="flood")) for n in range(MAX_BATCH)]
-        await stand.running()
-        await until(lambda: len(stand.queue) <= MAX_BATCH)
-        room = QUEUE_SIZE - len(stand.queue)
-        flooding += [asyncio.create_task(engines[0].predict(picture(100 + n), top_k=1, timeout_s=300, client="flood")) for n in range(room)]
-        await until(lambda: len(stand.queue) == QUEUE_SIZE)
+        flooding = await flooded(stand, engines[0])
+        newest = max(_waiting(stand))
         single = asyncio.create_task(engines[1].predict(picture(SINGLE), top_k=1, timeout_s=300, client="single"))
         await asyncio.wait({flooding[-1]}, timeout=30)
         assert isinstance(flooding[-1].exception(), Overloaded)
         stand.model.open.set()
         await asyncio.gather(single, *flooding[:-1])
-        assert 100 + room - 1 not in [number for batch in stand.model.ran for number in batch]
+        assert newest not in [number for batch in stand.model.ran for number in batch]
+
+
+async def test_what_may_displace_nothing_is_refused_by_an_engine_whose_queue_another_workers_pictures_fill(tmp_path: Path) -> None:
+    async with served(tmp_path, workers=2, max_pending=1000) as (stand, engines):
+        flooding = await flooded(stand, engines[0])
+        with pytest.raises(Overloaded):
+            await engines[1].predict(picture(SINGLE), top_k=1, timeout_s=300, client="single", may_displace=False)
+        stand.model.open.set()
+        await asyncio.gather(*flooding)
 
 
 async def test_what_gives_way_in_a_worker_is_taken_back_from_the_engine(tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ async def test_a_message_about_a_picture_outside_the_memory_fails_alone(stand: S
         slots.hand_over(connection)
         offset = slots.put(1, picture(7))
         encoder = msgspec.msgpack.Encoder()
-        for message in (Predict(1, 4096 * 4096, 1, 2**62, "c"), Predict(2, offset, 1, 2**62, "c")):
+        for message in (Predict(1, 4096 * 4096, 1, 2**62, "c", may_displace=True), Predict(2, offset, 1, 2**62, "c", may_displace=True)):
             encoded = encoder.encode(message)
             await loop.sock_sendall(connection, len(encoded).to_bytes(4, "little") + encoded)
         answers: list[list[object]] = []

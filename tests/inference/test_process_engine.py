@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import itertools
 import random
-import sys
 import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -22,6 +20,7 @@ from inference.worker.batcher import Batcher
 from inference.worker.queue import Entry, FairQueue
 from inference.worker.watchdog import ForwardPass
 from support.echo_engine import METRICS, SIDE, EchoModel, Stand, connected, picture, until
+from support.freed import freed_at_once
 
 
 @pytest.fixture
@@ -200,14 +199,8 @@ async def test_what_a_caller_holds_is_freed_at_once_when_the_engine_does_not_ans
             return True
         return False
 
-    gc.disable()
-    try:
-        before = sys.getrefcount(pixels)
+    async with freed_at_once(pixels):
         assert await is_late()
-        await asyncio.sleep(0)  # the event loop lets go of what woke us
-        assert sys.getrefcount(pixels) == before
-    finally:
-        gc.enable()
 
 
 async def test_a_failed_forward_pass_fails_its_callers_and_the_next_batch_runs(stand: Stand, engine: ProcessEngine) -> None:

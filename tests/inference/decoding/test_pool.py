@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -23,6 +22,7 @@ from inference.image import decode
 from inference.types import Preprocessing
 from support.decoders import decoders_of
 from support.faults import sitecustomize as faults
+from support.freed import freed_at_once
 from support.pictures import encode, gradient
 
 PREPROCESSING = Preprocessing(resize_px=8, crop_px=8, interpolation="bilinear")
@@ -255,15 +255,8 @@ async def test_a_refused_file_is_freed_at_once_without_the_garbage_collector() -
             return True
         return False
 
-    async with running() as pool:
-        gc.disable()
-        try:
-            before = sys.getrefcount(file)
-            assert await is_refused()
-            await asyncio.sleep(0)  # the event loop lets go of what woke us
-            assert sys.getrefcount(file) == before
-        finally:
-            gc.enable()
+    async with running() as pool, freed_at_once(file):
+        assert await is_refused()
 
 
 async def test_what_is_not_decoded_when_the_pool_is_closed_is_cancelled() -> None:
