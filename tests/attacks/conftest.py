@@ -66,13 +66,13 @@ def metrics_client(gate: Service) -> dict[str, Any]:
     return gate.create_client("scraper", "metrics")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # a token lives for 15 minutes, and the whole run may be longer
 def token(gate: Service, client: dict[str, Any]) -> str:
     """A live token of `client`."""
     return gate.token(client)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # a token lives for 15 minutes, and the whole run may be longer
 def second_token(gate: Service, second_client: dict[str, Any]) -> str:
     """A live token of `second_client`."""
     return gate.token(second_client)
