@@ -23,7 +23,7 @@ _WRITE_BYTES: Final = 4096
 """`PIPE_BUF` on Linux (pipe(7)): the most that is written to a pipe in one piece. Several processes share ours."""
 _FILE_WRITE_BYTES: Final = 64 * 1024
 """To a file, which takes every write in one piece (write(2)). The interpreter's lock is let go of for each: fewer are faster."""
-_LINGER_S: Final = 0.01
+_LINGER_S: Final = 0.05
 """How long a line may wait for others, so that a busy process does not change threads for each."""
 _NOTICE_EVERY_S: Final = 1.0
 

@@ -12,6 +12,7 @@ import structlog
 
 from inference.ipc import FrameProtocol
 from inference.picture_memory import ReceivedPictures
+from inference.worker.outbox import Outbox
 
 _LOOK_EVERY_S: Final = 1.0
 _BACKLOG: Final = 128
@@ -26,13 +27,13 @@ class Listener:
 
     Args:
         path: what a dead predecessor left there is replaced.
-        protocol: makes the protocol of a connection whose worker has said hello, and whose pictures are read from there.
+        protocol: makes the protocol of a connection whose worker has said hello, of where its pictures are read and its answers put.
 
     Raises:
         OSError: it cannot listen there.
     """
 
-    def __init__(self, path: Path, protocol: Callable[[ReceivedPictures], FrameProtocol]) -> None:
+    def __init__(self, path: Path, protocol: Callable[[ReceivedPictures, Outbox], FrameProtocol]) -> None:
         self._path = path
         self._protocol = protocol
         self._loop = asyncio.get_running_loop()
@@ -80,7 +81,7 @@ class Listener:
             connection.close()
             raise
         else:
-            await self._loop.connect_accepted_socket(lambda: self._protocol(pictures), connection)
+            await self._loop.connect_accepted_socket(lambda: self._protocol(pictures, Outbox(connection.dup())), connection)
 
     async def _look_after(self) -> None:
         while True:

@@ -6,15 +6,24 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from inference.fair_lines import FairLines
 from inference.ipc import Failure, Result
 from inference.types import Pixels
 
 
+class Reply(Protocol):
+    """Sends answers to whoever asked, from any thread."""
+
+    def __call__(self, *answers: Result | Failure) -> object:
+        """All of them in one piece."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One picture on its way through the engine. `reply` belongs to its connection and to the event loop's thread."""
+    """One picture on its way through the engine."""
 
     key: Hashable
     """Unique among the waiting: the connection and the prediction's id on it."""
@@ -23,7 +32,7 @@ class Entry:
     top_k: int
     deadline_ns: int
     client: str
-    reply: Callable[[Result | Failure], object]
+    reply: Reply
     may_displace: bool = True
     received_ns: int = field(default_factory=time.monotonic_ns)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -11,12 +12,13 @@ from typing import Final
 import msgspec
 import structlog
 
-from inference.ipc import Failure, FrameProtocol, Predict, StatusChanged, decode_from_worker
+from inference.ipc import Failure, FrameProtocol, Predict, Result, StatusChanged, decode_from_worker
 from inference.picture_memory import ReceivedPictures
 from inference.types import EngineStatus
 from inference.worker.batcher import Answers
 from inference.worker.listener import Listener
-from inference.worker.queue import Entry, FairQueue
+from inference.worker.outbox import Outbox
+from inference.worker.queue import Entry, FairQueue, Reply
 
 _log: Final = structlog.get_logger()
 
@@ -24,16 +26,17 @@ Admit = Callable[[Entry], Failure | None]
 
 
 class _Connection:
-    """One API worker. What it asked for goes back to it alone: every entry carries its own connection's `send`."""
+    """One API worker. What it asked for goes back to it alone: every entry carries its own connection's outbox."""
 
-    def __init__(self, server: EngineServer, pictures: ReceivedPictures) -> None:
+    def __init__(self, server: EngineServer, pictures: ReceivedPictures, outbox: Outbox) -> None:
         self._server = server
         self._pictures = pictures
+        self.outbox = outbox
         self.frames = FrameProtocol(self._on_message, self._on_lost, self._on_made)
 
     def _on_made(self) -> None:
         self._server.connections.add(self)
-        self.frames.send(StatusChanged(self._server.status))
+        self.outbox.send(StatusChanged(self._server.status))
 
     def _on_message(self, encoded: bytes) -> None:
         try:
@@ -45,18 +48,18 @@ class _Connection:
         if isinstance(message, Predict):
             self._predict(message)
         elif self._server.queue.discard((self, message.id)):
-            self.frames.send(Failure(message.id, "cancelled"))
+            self.outbox.send(Failure(message.id, "cancelled"))
 
     def _predict(self, message: Predict) -> None:
         status, admit = self._server.status, self._server.admit
         if admit is None or not status.ready:
-            self.frames.send(Failure(message.id, "unavailable"))
+            self.outbox.send(Failure(message.id, "unavailable"))
             return
         try:
             pixels = self._pictures.picture(message.offset, status.models[0].preprocessing.crop_px)
         except (OSError, ValueError):
             _log.exception("engine_picture_refused", offset=message.offset)
-            self.frames.send(Failure(message.id, "failed"))
+            self.outbox.send(Failure(message.id, "failed"))
             return
         entry = Entry(
             (self, message.id),
@@ -65,17 +68,18 @@ class _Connection:
             message.top_k,
             message.deadline_ns,
             message.client,
-            self.frames.send,
+            self.outbox.send,
             may_displace=message.may_displace,
         )
         refusal = admit(entry)
         if refusal is not None:
-            self.frames.send(refusal)
+            self.outbox.send(refusal)
 
     def _on_lost(self) -> None:
         self._server.connections.discard(self)
         self._server.queue.discard_where(lambda key: isinstance(key, tuple) and key[0] is self)
         self._pictures.close()
+        self.outbox.close()
 
 
 class EngineServer:
@@ -96,7 +100,7 @@ class EngineServer:
         Raises:
             OSError: it cannot.
         """
-        self._listener = Listener(path, lambda pictures: _Connection(self, pictures).frames)
+        self._listener = Listener(path, lambda pictures, outbox: _Connection(self, pictures, outbox).frames)
 
     def publish(self, status: EngineStatus) -> None:
         """Tell every API worker. From any thread."""
@@ -106,24 +110,22 @@ class EngineServer:
     def _publish(self, status: EngineStatus) -> None:
         self.status = status
         for connection in self.connections:
-            connection.frames.send(StatusChanged(status))
+            connection.outbox.send(StatusChanged(status))
 
     def deliver(self, answers: Answers) -> None:
         """Send each answer to the connection that asked. From any thread."""
-        with contextlib.suppress(RuntimeError):  # as above
-            self._loop.call_soon_threadsafe(_deliver, answers)
+        messages_to: defaultdict[Reply, list[Result | Failure]] = defaultdict(list)
+        for entry, message in answers:
+            messages_to[entry.reply].append(message)
+        for reply, messages in messages_to.items():
+            reply(*messages)
 
     async def aclose(self) -> None:
         """Stop listening, refuse what waits, and close the connections."""
         if self._listener is not None:
             self._listener.close()
-        _deliver([(entry, Failure(entry.id, "unavailable")) for entry in self.queue.close()])
+        self.deliver([(entry, Failure(entry.id, "unavailable")) for entry in self.queue.close()])
         for connection in tuple(self.connections):
             connection.frames.close()
-        # One turn of the loop lets the transports flush and close.
+        # One turn of the loop lets the connections close.
         await asyncio.sleep(0)
-
-
-def _deliver(answers: Answers) -> None:
-    for entry, message in answers:
-        entry.reply(message)

@@ -312,10 +312,10 @@ def test_the_first_lane_comes_first_and_only_it_is_ever_alone() -> None:
     batcher = Batcher(queue, model, deliver=lambda _: None, metrics=METRICS, seconds_per_batch=0.0)
     threads = [threading.Thread(target=batcher.run, args=(lane,)) for lane in (1, 0)]
     threads[0].start()
-    assert batcher.admit(Entry(0, 0, picture(0), 1, 2**62, "c", lambda _: None)) is None
+    assert batcher.admit(Entry(0, 0, picture(0), 1, 2**62, "c", lambda *_: None)) is None
     threads[1].start()
     assert first_is_held.wait(30)
-    assert batcher.admit(Entry(1, 1, picture(1), 1, 2**62, "c", lambda _: None)) is None
+    assert batcher.admit(Entry(1, 1, picture(1), 1, 2**62, "c", lambda *_: None)) is None
     assert second_has_run.wait(30)
     model.open.set()
     queue.close()
@@ -330,5 +330,5 @@ def test_the_predicted_wait_counts_whole_batches_before_this_one() -> None:
     waits = []
     for number in range(9):
         waits.append(batcher.predicted_wait_s())
-        assert batcher.admit(Entry(number, number, picture(number), 1, 2**62, "c", lambda _: None)) is None
+        assert batcher.admit(Entry(number, number, picture(number), 1, 2**62, "c", lambda *_: None)) is None
     assert waits == [0.0] * 4 + [3.0] * 4 + [6.0]

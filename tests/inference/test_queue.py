@@ -15,7 +15,7 @@ FAR_NS = 10**18
 
 def entry(number: int, client: str = "a", *, deadline_ns: int | None = None) -> Entry:
     deadline_ns = time.monotonic_ns() + FAR_NS if deadline_ns is None else deadline_ns
-    return Entry(number, number, np.zeros((1, 1, 3), np.uint8), 1, deadline_ns, client, lambda _: None)
+    return Entry(number, number, np.zeros((1, 1, 3), np.uint8), 1, deadline_ns, client, lambda *_: None)
 
 
 def up_to(pictures: int) -> Callable[[int], int]:
