@@ -32,7 +32,7 @@ class Predict(msgspec.Struct, tag="predict", array_like=True, frozen=True):
     deadline_ns: int
     """On `time.monotonic_ns`, which all processes of a host share."""
     client: str
-    may_displace: bool
+    may_displace: bool = True
     """Where the engine's queue is full, it may take the place of a picture of a client that has more of them there."""
 
 

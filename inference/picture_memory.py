@@ -112,7 +112,7 @@ class ReceivedPictures:
     """
 
     def __init__(self, file: int) -> None:
-        self._file = file
+        self._file: int | None = file
         # Pictures in use hold on to the map that they are in: it is let go, never closed.
         self._map: mmap.mmap | None = None
         try:
@@ -152,13 +152,14 @@ class ReceivedPictures:
         """
         picture_bytes = side * side * 3
         # Its worker gives the file its size, once, when it has heard how large pictures are.
-        if self._map is None and os.fstat(self._file).st_size:
+        if self._map is None and self._file is not None and os.fstat(self._file).st_size:
             self._map = mmap.mmap(self._file, 0, prot=mmap.PROT_READ)
         if self._map is None or not 0 <= offset <= len(self._map) - picture_bytes:
             raise ValueError("a picture outside its memory")
         return np.frombuffer(self._map, np.uint8, picture_bytes, offset).reshape(side, side, 3)
 
     def close(self) -> None:
-        """Let go of the memory, but for the pictures that are in use."""
-        os.close(self._file)
-        self._map = None
+        """Let go of the memory, but for the pictures that are in use. Nothing happens the second time."""
+        if self._file is not None:
+            os.close(self._file)
+        self._file = self._map = None

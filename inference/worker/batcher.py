@@ -133,13 +133,17 @@ class Batcher:
         next_test_s = time.monotonic() + self._self_test_every_s
         while not self._queue.closed:
             timeout_s = max(0.0, next_test_s - time.monotonic())
-            batch, late = self._queue.take(self._model.batch_size, timeout_s=timeout_s, if_true=lambda: lane == 0 or self._running[0] > 0)
-            if late:
-                self._deliver([(entry, Failure(entry.id, "deadline")) for entry in late])
-            sound = not batch or self._run(batch, lane)
+            sound = self._run_next(lane, timeout_s)
             if time.monotonic() >= next_test_s or not sound:
                 self._self_test(lane)
                 next_test_s = time.monotonic() + self._self_test_every_s
+
+    def _run_next(self, lane: int, timeout_s: float) -> bool:
+        """Wait for a batch and run it, as `_run`. On its own, so that nothing holds its pictures, and their memory, during the next wait."""
+        batch, late = self._queue.take(self._model.batch_size, timeout_s=timeout_s, if_true=lambda: lane == 0 or self._running[0] > 0)
+        if late:
+            self._deliver([(entry, Failure(entry.id, "deadline")) for entry in late])
+        return not batch or self._run(batch, lane)
 
     def _begin(self, lane: int, pictures: int) -> None:
         self._passes[lane] += 1
@@ -173,6 +177,7 @@ class Batcher:
         most = max(entry.top_k for entry in batch)
         ids, scores = class_ids[:, :most].tolist(), probabilities[:, :most].tolist()
         infer_ms = elapsed_s * 1e3
+        self._metrics.batch_run(len(batch), elapsed_s)  # before anybody can have seen its answers
         self._deliver(
             [
                 (
@@ -192,5 +197,4 @@ class Batcher:
                 for row, entry in enumerate(batch)
             ]
         )
-        self._metrics.batch_run(len(batch), elapsed_s)
         return any(math.isfinite(row[0]) for row in scores)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -72,16 +73,18 @@ class Listener:
                     greeting.add_done_callback(self._greeting.discard)
 
     async def _greet(self, connection: socket.socket) -> None:
-        try:
-            pictures = await ReceivedPictures.received(connection)
-        except (OSError, ValueError) as error:
-            connection.close()
-            _log.warning("engine_hello_refused", reason=str(error) or type(error).__name__)
-        except asyncio.CancelledError:
-            connection.close()
-            raise
-        else:
-            await self._loop.connect_accepted_socket(lambda: self._protocol(pictures, Outbox(connection.dup())), connection)
+        with contextlib.ExitStack() as unless_connected:  # a worker whose connection is closed comes again
+            unless_connected.callback(connection.close)
+            try:
+                pictures = await ReceivedPictures.received(connection)
+                unless_connected.callback(pictures.close)
+                outbox = Outbox(connection.dup())
+                unless_connected.callback(outbox.close)
+                await self._loop.connect_accepted_socket(lambda: self._protocol(pictures, outbox), connection)
+            except (OSError, ValueError) as error:
+                _log.warning("engine_hello_refused", reason=str(error) or type(error).__name__)
+            else:
+                unless_connected.pop_all()
 
     async def _look_after(self) -> None:
         while True:

@@ -26,14 +26,11 @@ class Outbox:
         self._loop: Final = asyncio.get_running_loop()
         self._lock: Final = threading.Lock()
         self._kept = bytearray()
-        self._closed = False
 
     def send(self, *messages: FromEngine) -> None:
-        """Send some messages in one piece. Nothing happens when the worker has gone: the receiving half tells."""
+        """Send some messages in one piece, from any thread. Where that cannot be done the connection ends, as the receiving half tells."""
         data = b"".join(map(frame, messages))
         with self._lock:
-            if self._closed:
-                return
             if not self._kept:
                 data = data[self._taken(data) :]
                 if not data:
@@ -43,14 +40,16 @@ class Outbox:
             self._kept += data
 
     def close(self) -> None:
-        """Close this half. Belongs to the event loop's thread, as all below."""
+        """Close this half, on the event loop's thread. Nothing happens the second time."""
         with self._lock:
-            self._closed = True
+            if self._connection.fileno() < 0:
+                return
+            self._kept.clear()
             self._loop.remove_writer(self._connection)
             self._connection.close()
 
     def _send_when_possible(self) -> None:
-        if not self._closed:
+        if self._kept:  # else it was closed meanwhile
             self._loop.add_writer(self._connection, self._send_kept)
 
     def _send_kept(self) -> None:
@@ -60,10 +59,13 @@ class Outbox:
                 self._loop.remove_writer(self._connection)
 
     def _taken(self, data: bytes | bytearray) -> int:
-        """How many bytes of `data` the system has taken: all of them where nobody is there to read any."""
+        """How many bytes of `data` the system has taken: all of them where it will take no more at all, and the connection ends."""
         try:
             return self._connection.send(data)
         except BlockingIOError:
             return 0
         except OSError:
+            # Mostly the worker has gone. Where it has not (no memory for the message, say), it must not read on in the middle of an answer.
+            with contextlib.suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
             return len(data)

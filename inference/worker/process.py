@@ -1,4 +1,4 @@
-"""The engine process: load, warm up, serve until told to stop. One event loop for the wire, one thread for each lane of the device."""
+"""The engine process: load, warm up, serve until told to stop. One event loop reads the wire; one thread for each lane answers."""
 
 from __future__ import annotations
 

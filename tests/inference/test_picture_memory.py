@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import gc
 import os
 import resource
@@ -10,16 +12,19 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
 from inference.errors import Overloaded
-from inference.ipc import Predict
+from inference.ipc import FrameProtocol, Predict
 from inference.picture_memory import PictureSlots, ReceivedPictures
 from inference.process_engine import ProcessEngine
 from inference.types import Pixels
+from inference.worker.listener import Listener
+from inference.worker.outbox import Outbox
 from support.echo_engine import SIDE, Stand, connected, picture, until
 
 MAX_PICTURES = 4
@@ -169,6 +174,52 @@ async def test_a_hello_that_brings_no_memory_is_refused_and_the_next_worker_is_s
         assert (await engine.predict(picture(3), top_k=1, timeout_s=30, client="c")).scores[0].class_id == 3
 
 
+async def test_an_engine_without_a_descriptor_for_its_answers_leaves_nothing_behind_and_is_asked_again(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    duplicate, failures = socket.socket.dup, 0
+
+    def dup(connection: socket.socket) -> socket.socket:
+        nonlocal failures
+        failures += 1
+        if failures == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return duplicate(connection)
+
+    monkeypatch.setattr(socket.socket, "dup", dup)
+    stand.model.open.set()
+    async with connected(stand.path, max_pending=4) as engine:
+        assert failures == 2
+        assert (await engine.predict(picture(3), top_k=1, timeout_s=30, client="c")).scores[0].class_id == 3
+        assert _shared_pictures() == 4  # each side's own, and that of its map
+    await until(lambda: _shared_pictures() == 0)
+
+
+async def test_an_engine_that_ends_while_a_worker_connects_closes_its_connection(tmp_path: Path) -> None:
+    connecting = asyncio.Event()
+
+    def protocol(pictures: ReceivedPictures, outbox: Outbox) -> FrameProtocol:
+        connecting.set()
+        return FrameProtocol(lambda _: None, lambda: None)
+
+    listener = Listener(tmp_path / "engine", protocol)
+    connection = socket.socket(socket.AF_UNIX)
+    connection.setblocking(False)
+    with connection, contextlib.closing(PictureSlots(1)) as slots:
+        await asyncio.get_running_loop().sock_connect(connection, str(tmp_path / "engine"))
+        slots.hand_over(connection)
+        await connecting.wait()
+        listener.close()
+        assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(connection, 1), 30) == b""
+    await until(lambda: _shared_pictures() == 0)
+
+
+def _shared_pictures() -> int:
+    """How many descriptors of such memory this process has open."""
+    files = Path("/proc/self/fd").iterdir()
+    return sum("lensgate-pictures" in str(file.readlink()) for file in files if file.is_symlink())  # the folder's own is gone by now
+
+
 async def test_a_message_about_a_picture_outside_the_memory_fails_alone(stand: Stand) -> None:
     stand.model.open.set()
     connection = socket.socket(socket.AF_UNIX)
@@ -181,7 +232,7 @@ async def test_a_message_about_a_picture_outside_the_memory_fails_alone(stand: S
         slots.hand_over(connection)
         offset = slots.put(1, picture(7))
         encoder = msgspec.msgpack.Encoder()
-        for message in (Predict(1, 4096 * 4096, 1, 2**62, "c", may_displace=True), Predict(2, offset, 1, 2**62, "c", may_displace=True)):
+        for message in (Predict(1, 4096 * 4096, 1, 2**62, "c"), Predict(2, offset, 1, 2**62, "c")):
             encoded = encoder.encode(message)
             await loop.sock_sendall(connection, len(encoded).to_bytes(4, "little") + encoded)
         answers: list[list[object]] = []

@@ -63,7 +63,7 @@ class TcpProxy:
     async def _pass_on(self, connection: socket.socket) -> None:
         there = urlsplit(self.target)
         back = {"host": there.hostname, "port": there.port}
-        with contextlib.suppress(ConnectionError):  # a target that refuses or resets is a client's connection closed
+        with contextlib.suppress(OSError):  # a target that cannot be reached is a client's connection closed
             async with _stream(sock=connection) as (reader, writer), _stream(**back) as (back_reader, back_writer):
                 ways = [asyncio.create_task(_copy(reader, back_writer)), asyncio.create_task(_copy(back_reader, writer))]
                 try:
@@ -81,7 +81,8 @@ async def _stream(**address: Any) -> AsyncIterator[tuple[asyncio.StreamReader, a
     try:
         yield reader, writer
         writer.close()
-        await writer.wait_closed()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
     finally:
         writer.transport.abort()
 
