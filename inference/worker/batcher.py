@@ -139,7 +139,7 @@ class Batcher:
                 next_test_s = time.monotonic() + self._self_test_every_s
 
     def _run_next(self, lane: int, timeout_s: float) -> bool:
-        """Wait for a batch and run it, as `_run`. On its own, so that nothing holds its pictures, and their memory, during the next wait."""
+        """Wait for a batch and run it, as `_run`. On its own, so that nothing holds its pictures and their memory in the next wait."""
         batch, late = self._queue.take(self._model.batch_size, timeout_s=timeout_s, if_true=lambda: lane == 0 or self._running[0] > 0)
         if late:
             self._deliver([(entry, Failure(entry.id, "deadline")) for entry in late])
