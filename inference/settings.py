@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+PACKAGED_MODEL: Final = "efficientnet_lite0"
+PACKAGED_WEIGHTS: Final = f"package:{PACKAGED_MODEL}"
+"""Of this model only, and it has no others."""
 
 
 class InferenceSettings(BaseModel):
@@ -82,6 +86,18 @@ class InferenceSettings(BaseModel):
     @classmethod
     def _expand_home(cls, value: Path | None) -> Path | None:
         return None if value is None else Path(os.path.expanduser(value))  # noqa: PTH111  Path's own raises for an unknown user
+
+    @model_validator(mode="after")
+    def _weights_are_the_models(self) -> Self:
+        if (self.weights.startswith("package:") or self.model == PACKAGED_MODEL) and (
+            (self.model, self.weights) != (PACKAGED_MODEL, PACKAGED_WEIGHTS)
+        ):
+            raise ValueError(
+                f"MODEL={PACKAGED_MODEL} and WEIGHTS={PACKAGED_WEIGHTS} go together, but the settings say {self.model} and {self.weights}"
+            )
+        if self.card is not None and self.weights_path is None:
+            raise ValueError(f"CARD goes with a local weights file only; WEIGHTS={self.weights} has its own card")
+        return self
 
     @property
     def weights_path(self) -> Path | None:

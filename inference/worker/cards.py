@@ -14,9 +14,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from inference.errors import ModelLoadError
+from inference.settings import PACKAGED_MODEL
 from inference.types import Interpolation, Preprocessing
-
-PACKAGED_MODEL = "efficientnet_lite0"
 
 _AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")
 # torchvision's DenseNet files predate the rule that a module's name has no dot: norm.1 is norm1 today.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from inference.errors import ModelLoadError
-from inference.worker.cards import PACKAGED_MODEL
+from inference.settings import PACKAGED_MODEL
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

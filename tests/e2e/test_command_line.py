@@ -71,7 +71,9 @@ def test_a_dotenv_file_in_the_working_directory_is_read_and_checked(lensgate: Ru
 
 
 def test_a_missing_weights_file(lensgate: Run) -> None:
-    assert "there is no file nowhere.pth" in error_of(lensgate("serve", environment={"LENSGATE_INFERENCE__WEIGHTS": "nowhere.pth"}))
+    assert "there is no file nowhere.pth" in error_of(
+        lensgate("serve", environment={"LENSGATE_HTTP__PORT": "0", "LENSGATE_INFERENCE__WEIGHTS": "nowhere.pth"})
+    )
 
 
 def test_an_unknown_model_ends_the_service_with_a_suggestion(lensgate: Run) -> None:
@@ -110,6 +112,12 @@ def test_a_certificate_that_is_none(lensgate: Run, tmp_path: Path) -> None:
     settings = {"LENSGATE_HTTP__PORT": "0", "LENSGATE_HTTP__TLS_CERT": "cert.pem", "LENSGATE_HTTP__TLS_KEY": "key.pem"}
     assert "LENSGATE_HTTP__TLS_CERT" in error_of(lensgate("serve", environment=settings))
     assert "TLS_CERT and TLS_KEY go together" in lensgate("serve", environment={"LENSGATE_HTTP__TLS_CERT": "cert.pem"}).stderr
+
+
+def test_a_model_and_weights_that_do_not_go_together_are_told_before_anything_is_started(lensgate: Run) -> None:
+    settings = {"LENSGATE_INFERENCE__MODEL": "efficientnet_lite0", "LENSGATE_INFERENCE__WEIGHTS": "DEFAULT"}
+    assert "WEIGHTS=package:efficientnet_lite0 go together" in lensgate("config", "check", environment=settings).stderr
+    assert "WEIGHTS=package:efficientnet_lite0 go together" in lensgate("serve", environment=settings).stderr
 
 
 def test_a_client_from_its_making_to_its_end(lensgate: Run) -> None:

@@ -118,22 +118,6 @@ def test_without_timm_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatc
         load_weights(_SETTINGS)
 
 
-@pytest.mark.parametrize(
-    ("model", "weights"),
-    [
-        ("efficientnet_lite0", "DEFAULT"),
-        ("resnet50", "package:efficientnet_lite0"),
-        ("efficientnet_lite0", "package:efficientnet_lite1"),
-        ("efficientnet_lite0", "/somewhere/weights.pth"),
-    ],
-)
-def test_the_model_and_its_package_go_together_only(model: str, weights: str) -> None:
-    with pytest.raises(
-        ModelLoadError, match="MODEL=efficientnet_lite0 and LENSGATE_INFERENCE__WEIGHTS=package:efficientnet_lite0 go together"
-    ):
-        load_weights(InferenceSettings(model=model, weights=weights))
-
-
 def test_fetching_the_packaged_weights_returns_their_place() -> None:
     assert fetch_weights(_SETTINGS) == packaged.packaged_file()
 

@@ -322,11 +322,6 @@ def test_labels_that_do_not_match_a_card_are_refused_before_anything_is_download
         load_weights(settings)
 
 
-def test_a_card_that_would_be_ignored_is_refused() -> None:
-    with pytest.raises(ModelLoadError, match="CARD goes with a local weights file only"):
-        load_weights(InferenceSettings(model="resnet50", weights="IMAGENET1K_V2", card="IMAGENET1K_V1"))
-
-
 def test_weights_without_a_classifier_are_refused() -> None:
     with pytest.raises(ModelLoadError, match="have no classifier"):
         load_weights(InferenceSettings(model="vgg16", weights="IMAGENET1K_FEATURES"))
