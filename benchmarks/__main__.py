@@ -131,7 +131,7 @@ def _measure(console: Console, options: Options, choice: Choice, parts: list[str
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", dest="parts", type=lambda text: text.split("+"), help=f"parts, joined by +: {'+'.join(PARTS)}")
-    parser.add_argument("--contenders", type=_texts, help="lensgate, litserve, litserve compiled, fastapi")
+    parser.add_argument("--contenders", type=_texts, help=",".join(CONTENDERS))
     parser.add_argument("--pictures", type=_texts, help=",".join(SIZES))
     parser.add_argument("--bodies", type=_texts, help="raw,json")
     parser.add_argument("--connections", type=_numbers, help="1,4,16,64")

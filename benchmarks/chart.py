@@ -9,7 +9,14 @@ from typing import Any
 from benchmarks.report import STUBBED
 
 _CONNECTIONS = 16
-_COLOURS = {"lensgate": "#2563eb", "litserve": "#f59e0b", "litserve compiled": "#b45309", "fastapi": "#6b7280", "raw forward": "#10b981"}
+_COLOURS = {
+    "lensgate": "#2563eb",
+    "litserve": "#f59e0b",
+    "litserve compiled": "#b45309",
+    "fastapi": "#6b7280",
+    "fastapi slim": "#9ca3af",
+    "raw forward": "#10b981",
+}
 _WIDTH, _LABEL, _BAR, _VALUE = 860, 150, 18, 80
 _GAP, _HEAD = 6, 34
 

@@ -110,15 +110,19 @@ def start_lensgate(folder: Path, stub: Stub, model: Model | None, *, extra: Mapp
     return Contender("lensgate", tree, port, {"raw": "/predict", "json": "/predict"}, headers, start_s, precision)
 
 
-def start_naive(folder: Path, stub: Stub, model: Model | None) -> Contender:
-    """The tutorial's service; with its model stubbed, plain FastAPI."""
+def start_naive(folder: Path, stub: Stub, model: Model | None, *, slim: bool = False) -> Contender:
+    """The tutorial's service; with its model stubbed, plain FastAPI. `slim`: as `pip install fastapi uvicorn` runs it, in Python alone."""
     port = free_port()
     arguments = ["-m", "uvicorn", "benchmarks.servers.naive:app", "--port", str(port), "--log-level", "warning", "--no-access-log"]
+    if slim:
+        arguments += ["--loop", "asyncio", "--http", "h11"]
+    name = "fastapi slim" if slim else "fastapi"
     extra = {"BENCH_STUBBED": str(stub)}
     if model is not None:
         extra |= {"BENCH_WEIGHTS": str(model.weights), "BENCH_PRECISION": model.precision}
     return _ready(
-        Contender("fastapi", Tree("fastapi", arguments, folder, extra), port, {"raw": "/predict/raw", "json": "/predict"}), "/health"
+        Contender(name, Tree(name.replace(" ", "-"), arguments, folder, extra), port, {"raw": "/predict/raw", "json": "/predict"}),
+        "/health",
     )
 
 
