@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,10 @@ from inference.types import Pixels
 from inference.worker.cuda_stream import GraphStream
 from inference.worker.lane import TopClasses, top_classes
 from inference.worker.staging import Staging
+
+_FILLS_THE_DEVICE: Final = 32
+"""Batches from this size on run one after the other, smaller ones beside one another. Two that each fill the device take twice as long
+together, and end together: while their answers are handed out, it would have nothing to do."""
 
 
 def batch_buckets(max_batch: int) -> tuple[int, ...]:
@@ -69,7 +74,10 @@ class CudaLane:
             return _Outputs(*top_classes(logits, top_k), logits)
 
         with torch.inference_mode():
-            # The largest first: the others then fit into the memory that it has taken.
+            # The largest first: the others then fit into the memory that it has taken. All warm-ups before any capture, whose memory is
+            # its own: they would need theirs beside it.
+            for size in reversed(self._buckets):
+                stream.warm_up(partial(work, size))
             self._passes = {size: stream.capture(partial(work, size)) for size in reversed(self._buckets)}
 
     def infer(self, pixels: Sequence[Pixels], *, alone: bool) -> TopClasses:
@@ -92,6 +100,8 @@ class CudaLane:
     def _run(self, pixels: Sequence[Pixels]) -> _Outputs:
         batch = self._staging.fill(pixels)
         self._inputs[: len(batch)].copy_(batch, non_blocking=True)
-        replay, outputs = self._passes[bucket_for(self._buckets, len(batch))]
-        replay()
+        size = bucket_for(self._buckets, len(batch))
+        replay, outputs = self._passes[size]
+        with self._stream.in_turn() if size >= _FILLS_THE_DEVICE else nullcontext():
+            replay()
         return outputs

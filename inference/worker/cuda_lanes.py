@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
@@ -14,7 +15,7 @@ from inference.errors import ModelLoadError
 from inference.worker.cuda_lane import CudaLane, batch_buckets
 from inference.worker.cuda_stream import GraphStream
 from inference.worker.fused_convolutions import CUDNN, FusedOperations, fuse_convolutions, nearly_equal
-from inference.worker.out_of_memory import largest_that_fits
+from inference.worker.out_of_memory import largest_that_fits, may_lack_memory, ran_out_of_memory
 
 _LANES: Final = 2
 """While one waits for its pixels or its answers to be copied, the other computes."""
@@ -27,7 +28,7 @@ _log: Final = structlog.get_logger()
 
 def make_cuda_lanes(
     graph: nn.Module,
-    new_stream: Callable[[torch.device], GraphStream],
+    new_streams: Callable[[torch.device, int], Sequence[GraphStream]],
     *,
     device: torch.device,
     fuse: bool,
@@ -40,7 +41,7 @@ def make_cuda_lanes(
 
     Args:
         graph: `[N,H,W,3]` uint8 to `[N,classes]` float32 logits, on that GPU.
-        new_stream: makes a stream of a GPU.
+        new_streams: makes so many streams of a GPU.
         device: the GPU.
         fuse: try fused convolutions.
         max_batch: the most pictures at once.
@@ -64,11 +65,20 @@ def make_cuda_lanes(
         if fused:
             trial = [noise.expand(count, -1, -1, -1).contiguous().to(device) for count in (1, min(_TRIAL_BATCH, size))]
             network = fuse_convolutions(graph, trial, operations)
-        return [CudaLane(network or graph, new_stream(device), max_batch=size, crop_px=crop_px, top_k=top_k) for _ in range(_LANES)]
+        return [CudaLane(network or graph, stream, max_batch=size, crop_px=crop_px, top_k=top_k) for stream in new_streams(device, _LANES)]
 
     for fused in (True, False) if fuse else (False,):
-        lanes, fitting = largest_that_fits(max_batch, partial(make, fused=fused))
+        began_s = time.monotonic()
+        try:
+            lanes, fitting = largest_that_fits(max_batch, partial(make, fused=fused), ran_out_of_memory if fused else may_lack_memory)
+        except RuntimeError as error:
+            if not fused:
+                raise
+            # The trial knew its own batch sizes only.
+            _log.warning("fused_lanes_failed", reason=str(error).partition("\n")[0], effect="not used")
+            continue
         if _agree(lanes, fitting, noise, expected):
+            _log.info("graphs_captured", fused=fused, max_batch=fitting, seconds=round(time.monotonic() - began_s, 1))
             return lanes, fitting
         _log.error("lanes_differ", fused=fused, effect="not used")
         del lanes  # its memory is needed for the next ones

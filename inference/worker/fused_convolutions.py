@@ -17,6 +17,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F  # noqa: N812  its usual name
 
+from inference.worker.out_of_memory import ran_out_of_memory
+
 _TOLERANCE: Final = 0.02
 """By how much of its norm a fused result may differ: bf16 has 8 bits of mantissa, and the fused form rounds once instead of three times."""
 
@@ -115,6 +117,8 @@ class _Trial(fx.Interpreter):
             del first
             result = _call(self._operations, fusion.layer, source, added)
         except RuntimeError as error:
+            if ran_out_of_memory(error):
+                raise
             return str(error).partition("\n")[0]
         return "" if nearly_equal(result, expected, _TOLERANCE) else "its numbers differ"
 

@@ -20,7 +20,7 @@ from inference.types import ModelInfo, Pixels
 from inference.worker.compiled_model import CompiledModel, largest_size
 from inference.worker.cpu_lane import CpuLane
 from inference.worker.cuda_lanes import make_cuda_lanes
-from inference.worker.cuda_stream import CudaStream
+from inference.worker.cuda_stream import cuda_streams
 from inference.worker.device import dtype_of, resolve_device, resolve_precision, set_up_gpu
 from inference.worker.lane import Lane, TopClasses
 from inference.worker.out_of_memory import ran_out_of_memory, run_in_halves
@@ -100,7 +100,7 @@ class DeviceModel:
         precision = self.info.precision
         return make_cuda_lanes(
             PixelGraph(loaded, dtype_of(precision)).to(self._device),
-            CudaStream,
+            cuda_streams,
             device=self._device,
             fuse=precision != "fp32",
             max_batch=self.max_batch,

@@ -27,8 +27,20 @@ def ran_out_of_memory(error: BaseException) -> bool:
     return False
 
 
-def largest_that_fits(max_batch: int, build: Callable[[int], _Built]) -> tuple[_Built, int]:
+def may_lack_memory(error: BaseException) -> bool:
+    """As `ran_out_of_memory`, and for what cuDNN says where it has no engine for a shape, and also where memory for one is short."""
+    return ran_out_of_memory(error) or "unable to find an engine" in str(error)
+
+
+def largest_that_fits(
+    max_batch: int, build: Callable[[int], _Built], lacked_memory: Callable[[BaseException], bool] = ran_out_of_memory
+) -> tuple[_Built, int]:
     """Build for batches of up to `max_batch`, of half as many when memory does not suffice, and so on.
+
+    Args:
+        max_batch: the most pictures at once that are wanted.
+        build: builds for so many; raises torch's RuntimeError where it cannot.
+        lacked_memory: whether that error means a lack of memory.
 
     Returns:
         What was built, and for how many.
@@ -40,7 +52,7 @@ def largest_that_fits(max_batch: int, build: Callable[[int], _Built]) -> tuple[_
         try:
             return build(max_batch), max_batch
         except RuntimeError as error:
-            if max_batch == 1 or not ran_out_of_memory(error):
+            if max_batch == 1 or not lacked_memory(error):
                 raise
         # Outside of the handler, whose error holds on to what was built so far.
         max_batch //= 2

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar, cast
 
 import torch
@@ -16,10 +16,22 @@ class EagerStream:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.turns = 0
+        """How often something was asked for in turn."""
 
     def current(self) -> AbstractContextManager[object]:
         """Nothing to choose on a CPU."""
         return nullcontext()
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Whatever a CPU is asked for it does at once."""
+        self.turns += 1
+        yield
+
+    def warm_up(self, work: Callable[[], object]) -> None:
+        """Run it once."""
+        work()
 
     def capture(self, work: Callable[[], _Outputs]) -> tuple[Callable[[], None], _Outputs]:
         """Run it now, and again at every replay."""
@@ -33,3 +45,8 @@ class EagerStream:
 
     def wait(self) -> None:
         """A CPU is done when it returns."""
+
+
+def eager_streams(device: torch.device, count: int) -> Sequence[EagerStream]:
+    """In the place of `cuda_streams`."""
+    return [EagerStream(device) for _ in range(count)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 
 from inference.types import Pixels
 from inference.worker.cuda_lane import CudaLane, batch_buckets, bucket_for
-from inference.worker.cuda_stream import CudaStream
+from inference.worker.cuda_stream import cuda_streams
 from inference.worker.lane import TopClasses
 from support.eager_stream import EagerStream
 
@@ -66,13 +67,21 @@ def test_a_batch_goes_into_the_smallest_bucket_that_holds_it() -> None:
     assert [bucket_for(buckets, count) for count in range(1, 13)] == [1, 2, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12]
 
 
-def test_the_largest_bucket_is_captured_first_and_no_other_size_ever_runs() -> None:
+def test_all_buckets_are_warm_before_any_is_captured_the_largest_first_and_no_other_size_ever_runs() -> None:
     graph = Recording()
     one = lane(graph, 5)
-    assert graph.rows == [5, 4, 2, 1]
+    assert graph.rows == [5, 4, 2, 1] * 2
     for count in range(1, 6):
         one.infer(noise(count), alone=False)
-    assert graph.rows[4:] == [1, 2, 4, 4, 5]
+    assert graph.rows[8:] == [1, 2, 4, 4, 5]
+
+
+@pytest.mark.parametrize(("count", "turns"), [(1, 0), (16, 0), (17, 1), (32, 1), (33, 1)])
+def test_only_a_batch_that_fills_the_device_waits_for_its_turn(count: int, turns: int) -> None:
+    stream = EagerStream(CPU)
+    one = CudaLane(Recording(), stream, max_batch=64, crop_px=SIDE_PX, top_k=TOP_K)
+    one.infer(noise(count), alone=False)
+    assert stream.turns == turns
 
 
 @pytest.mark.parametrize("count", range(1, 9))
@@ -117,13 +126,13 @@ def test_too_few_or_too_many_pictures_are_refused_and_nothing_runs(count: int) -
 @pytest.mark.gpu
 def test_on_a_gpu_two_lanes_at_once_answer_what_each_was_asked(cuda: torch.device) -> None:
     graph = Recording().to(cuda)
-    lanes = [CudaLane(graph, CudaStream(cuda), max_batch=16, crop_px=SIDE_PX, top_k=TOP_K) for _ in range(2)]
+    lanes = [CudaLane(graph, stream, max_batch=48, crop_px=SIDE_PX, top_k=TOP_K) for stream in cuda_streams(cuda, 2)]
     failures: list[BaseException] = []
 
     def serve(index: int) -> None:
         try:
             for turn in range(300):
-                pixels = noise(turn % 16 + 1, seed=turn * 2 + index)
+                pixels = noise(turn % 48 + 1, seed=turn * 2 + index)
                 assert_answers(lanes[index].infer(pixels, alone=False), graph.expected(pixels))
         except BaseException as error:  # noqa: BLE001  raised below, on the test's own thread
             failures.append(error)
@@ -137,8 +146,24 @@ def test_on_a_gpu_two_lanes_at_once_answer_what_each_was_asked(cuda: torch.devic
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("in_turn", [True, False])
+def test_on_a_gpu_work_in_turn_begins_when_the_other_streams_has_ended(in_turn: bool, cuda: torch.device) -> None:
+    ends: list[torch.cuda.Event] = []
+    begins: list[torch.cuda.Event] = []
+    for stream in cuda_streams(cuda, 2):
+        with stream.current(), stream.in_turn() if in_turn else nullcontext():
+            begins.append(torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]  # untyped in torch
+            begins[-1].record()
+            torch.cuda._sleep(100_000_000)  # type: ignore[no-untyped-call]  # cycles: about a twentieth of a second
+            ends.append(torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]
+            ends[-1].record()
+    torch.cuda.synchronize(cuda)
+    assert (ends[0].elapsed_time(begins[1]) >= 0) == in_turn
+
+
+@pytest.mark.gpu
 def test_on_a_gpu_a_lane_allocates_nothing_while_it_serves(cuda: torch.device) -> None:
-    one = CudaLane(Recording().to(cuda), CudaStream(cuda), max_batch=8, crop_px=SIDE_PX, top_k=TOP_K)
+    one = CudaLane(Recording().to(cuda), *cuda_streams(cuda, 1), max_batch=8, crop_px=SIDE_PX, top_k=TOP_K)
     one.infer(noise(8), alone=True)
     before = torch.cuda.memory_stats(cuda)["num_device_alloc"], torch.cuda.memory_allocated(cuda)
     for count in range(1, 9):
@@ -153,7 +178,7 @@ def test_on_a_gpu_waiting_for_an_answer_lets_other_threads_run(cuda: torch.devic
             torch.cuda._sleep(200_000_000)  # type: ignore[no-untyped-call]  # cycles: about a tenth of a second
             return super().forward(pixels)
 
-    one = CudaLane(Slow().to(cuda), CudaStream(cuda), max_batch=1, crop_px=SIDE_PX, top_k=TOP_K)
+    one = CudaLane(Slow().to(cuda), *cuda_streams(cuda, 1), max_batch=1, crop_px=SIDE_PX, top_k=TOP_K)
     done = threading.Event()
     steps = 0
 

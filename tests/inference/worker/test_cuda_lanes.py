@@ -18,7 +18,7 @@ from inference.errors import ModelLoadError
 from inference.worker.cuda_lane import CudaLane
 from inference.worker.cuda_lanes import make_cuda_lanes
 from inference.worker.fused_convolutions import FusedOperations
-from support.eager_stream import EagerStream
+from support.eager_stream import eager_streams
 
 CPU = torch.device("cpu")
 SIDE_PX = 8
@@ -50,13 +50,16 @@ class Network(nn.Module):
 class FusedOnCpu:
     """The fused operation; it can go wrong after some calls, of which those in the trial come first."""
 
-    def __init__(self, *, wrong_from: float = math.inf) -> None:
+    def __init__(self, *, wrong_from: float = math.inf, fails_from: float = math.inf, error: RuntimeError | None = None) -> None:
         self.calls = 0
         self._wrong_from = wrong_from
+        self._fails_from, self._error = fails_from, error
 
     def operations(self) -> FusedOperations:
         def relu(source: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *geometry: Any) -> torch.Tensor:  # noqa: ANN401
             self.calls += 1
+            if self._error is not None and self.calls > self._fails_from:
+                raise self._error
             return F.conv2d(source, weight, bias, *geometry).relu() * (2 if self.calls > self._wrong_from else 1)
 
         return FusedOperations(relu, relu)
@@ -64,7 +67,7 @@ class FusedOnCpu:
 
 def make(network: nn.Module, relu: FusedOnCpu, *, fuse: bool = True, max_batch: int = 4) -> tuple[list[CudaLane], int]:
     lanes, fitting = make_cuda_lanes(
-        network, EagerStream, device=CPU, fuse=fuse, max_batch=max_batch, crop_px=SIDE_PX, top_k=3, operations=relu.operations()
+        network, eager_streams, device=CPU, fuse=fuse, max_batch=max_batch, crop_px=SIDE_PX, top_k=3, operations=relu.operations()
     )
     return list(lanes), fitting
 
@@ -100,10 +103,23 @@ def test_a_fused_network_that_goes_wrong_after_its_trial_is_not_used() -> None:
     relu = FusedOnCpu(wrong_from=4)
     with structlog.testing.capture_logs() as lines:
         lanes, _ = make(Network(), relu)
-    assert [(line["event"], line.get("fused")) for line in lines][1:] == [("lanes_differ", True)]
+    assert [(line["event"], line.get("fused")) for line in lines][1:] == [("lanes_differ", True), ("graphs_captured", False)]
     before = relu.calls
     assert_right(lanes[0], Network())
     assert relu.calls == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"), [(RuntimeError, "FIND was unable to find an engine"), (torch.OutOfMemoryError, "CUDA out of memory.")]
+)
+def test_a_fused_network_that_fails_after_its_trial_is_not_used_and_takes_no_size_away(kind: type[RuntimeError], reason: str) -> None:
+    # Twice for each of two batches in the trial; then the warm-up of sixteen.
+    relu = FusedOnCpu(fails_from=4, error=kind(reason))
+    with structlog.testing.capture_logs() as lines:
+        lanes, fitting = make(Network(), relu, max_batch=16)
+    assert fitting == 16
+    assert [line["reason"] for line in lines if line["event"] == "fused_lanes_failed"] == [reason]
+    assert_right(lanes[0], Network(), 16)
 
 
 def test_captures_that_compute_other_numbers_than_the_network_stop_the_start() -> None:
@@ -138,6 +154,17 @@ def test_where_memory_is_short_the_lanes_take_fewer_pictures(room: int, fitting:
             lane.infer(noise(fitting + 1), alone=True)
 
 
+def test_memory_that_is_short_is_known_by_cudnns_complaint_as_well() -> None:
+    class Complaining(Network):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            if len(pixels) > 2:
+                raise RuntimeError("GET was unable to find an engine to execute this computation")
+            return super().forward(pixels)
+
+    _, fitting = make(Complaining(), FusedOnCpu(), fuse=False)
+    assert fitting == 2
+
+
 def test_a_network_for_which_there_is_no_memory_at_all_does_not_start() -> None:
     with pytest.raises(torch.OutOfMemoryError):
         make(Network(0), FusedOnCpu(), fuse=False)
@@ -147,7 +174,7 @@ _LITTLE_MEMORY = """
 import torch
 from torch import nn
 from inference.worker.cuda_lanes import make_cuda_lanes
-from inference.worker.cuda_stream import CudaStream
+from inference.worker.cuda_stream import cuda_streams
 
 class Greedy(nn.Module):
     def forward(self, pixels):
@@ -158,7 +185,7 @@ class Greedy(nn.Module):
 device = torch.device("cuda:0")
 total = torch.cuda.get_device_properties(device).total_memory
 torch.cuda.set_per_process_memory_fraction(2**30 / total, device)
-lanes, fitting = make_cuda_lanes(Greedy(), CudaStream, device=device, fuse=False, max_batch=256, crop_px=64, top_k=2)
+lanes, fitting = make_cuda_lanes(Greedy(), cuda_streams, device=device, fuse=False, max_batch=256, crop_px=64, top_k=2)
 print(fitting, lanes[0].infer([__import__("numpy").zeros((64, 64, 3), "uint8")] * fitting, alone=True)[1].shape)
 """
 
