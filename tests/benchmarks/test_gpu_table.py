@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from benchmarks import gpu
@@ -19,7 +22,7 @@ FORWARD = {
         {"batch": 256, "unfused_per_s": 9999.0},
     ]
 }
-PIXELS = [{"in_flight": 1, "images_per_s": 700.0}, {"in_flight": 256, "images_per_s": 7400.0}]
+PIXELS = {"rows": [{"in_flight": 1, "images_per_s": 700.0}, {"in_flight": 256, "images_per_s": 7400.0}]}
 SERVE = {
     "decode_per_s": 5000.0,
     "rows": [{"connections": 1, "images_per_s": 300.0, "p50_ms": 3.25}, {"connections": 64, "images_per_s": 4500.0, "p50_ms": 14.0}],
@@ -39,7 +42,8 @@ def test_the_ratios_are_of_what_the_engine_may_use() -> None:
     ("found", "told"),
     [
         ({"max_batch": 64}, 0),
-        ({"max_batch": 64, "forward": {"failed": "no GPU"}, "pixels": PIXELS, "serve": SERVE}, 2),
+        ({"max_batch": 64, "forward": {"rows": [], "failed": "no GPU"}, "pixels": PIXELS, "serve": SERVE}, 2),
+        ({"max_batch": 64, "pixels": {"rows": []}, "serve": {"rows": []}}, 0),
         ({"max_batch": 64, "forward": FORWARD, "pixels": PIXELS}, 1),
     ],
 )
@@ -51,3 +55,38 @@ def test_the_script_can_be_read_and_says_how_it_is_used() -> None:
     subprocess.run(["bash", "-n", str(_ROOT / "benchmarks" / "gpu.sh")], check=True)
     run = subprocess.run([sys.executable, "-m", "benchmarks.gpu", "--help"], cwd=_ROOT, capture_output=True, text=True, check=True)
     assert "--max-batch" in run.stdout
+
+
+def _measure(out: Path, *arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--out", str(out), "--folder", str(out / "made"), *arguments]
+    subprocess.run(command, cwd=_ROOT, check=True, capture_output=True, timeout=300)
+    found: dict[str, Any] = json.loads((out / "gpu.json").read_text())
+    return found
+
+
+@pytest.mark.timeout(360)
+def test_the_engine_is_measured_where_there_is_none(tmp_path: Path) -> None:
+    found = _measure(
+        tmp_path, "--only", "pixels+forward", "--model", "resnet18", "--precision", "fp32", "--max-batch", "2", "--seconds", "1"
+    )
+    assert "failed" not in found["pixels"]
+    assert [row["in_flight"] for row in found["pixels"]["rows"]] == [1, 8, 16]
+    assert found["pixels"]["rows"][-1]["images_per_s"] > 0
+    assert "forward" not in found  # that is a GPU's alone
+
+
+@pytest.mark.timeout(360)
+def test_a_part_that_takes_too_long_is_ended_and_told_and_the_next_one_is_measured(tmp_path: Path) -> None:
+    found = _measure(tmp_path, "--only", "serve+pixels", "--max-batch", "2", "--workers", "1", "--part-s", "1.5")
+    assert [found[part]["failed"] for part in ("serve", "pixels")] == ["TimeoutError: not done within 1.5 s"] * 2
+    assert "not done within" in (tmp_path / "gpu.txt").read_text()
+    assert not _processes_that_write_to(tmp_path)
+
+
+def _processes_that_write_to(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if any(file.path.startswith(str(folder)) for file in process.open_files()):
+                found.append(process)
+    return found
