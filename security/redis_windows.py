@@ -16,6 +16,16 @@ _MAX_BATCH: Final = 256
 _GRACE_S: Final = 0.002
 _SOCKET_TIMEOUT_S: Final = 1.0
 """A backstop; every wait has a shorter deadline of its own."""
+_TAKE_AND_READ: Final = """
+local function take(KEYS, ARGV)
+%s
+end
+local function read(KEYS, ARGV)
+%s
+end
+return {take(KEYS, ARGV), read(KEYS, {ARGV[2]})}
+"""
+"""Two scripts as one, each with the keys and arguments that it expects: half as much to say and to hear."""
 
 
 class StorageLost(Exception):
@@ -35,8 +45,8 @@ class _Asked:
 class RedisWindows:
     """One connection, work-conserving: what is asked while Redis answers goes out together with the next pipeline.
 
-    The library would take two round trips for each limit of each request. The scripts are the library's own; they are loaded by `connect`,
-    and a Redis that has forgotten them counts as lost, which brings `connect` about.
+    The library would take two round trips for each limit of each request. The scripts are the library's own, made one; `connect` loads it,
+    and a Redis that has forgotten it counts as lost, which brings `connect` about.
 
     Args:
         url: `redis://` or `rediss://`.
@@ -57,12 +67,15 @@ class RedisWindows:
             "socket_connect_timeout": _SOCKET_TIMEOUT_S,
         }
         self._bridge: Any = RedisStorage(f"async+{url}", implementation="redispy", key_prefix=_KEY_PREFIX, **options).bridge
+        scripts = (self._bridge.SCRIPT_ACQUIRE_SLIDING_WINDOW, self._bridge.SCRIPT_SLIDING_WINDOW)
+        self._script = _TAKE_AND_READ % tuple(script.decode() for script in scripts)
+        self._script_sha = ""
         self._errors = (RedisError, OSError, TimeoutError, ValueError)
         self._waiting: list[_Asked] = []
         self._asking: asyncio.Task[None] | None = None
 
     async def connect(self, timeout_s: float) -> None:
-        """Load the scripts and run them once, so that an answer means that limits can be counted.
+        """Load the script and run it once, so that an answer means that limits can be counted.
 
         Raises:
             StorageLost: not within `timeout_s`.
@@ -71,8 +84,7 @@ class RedisWindows:
             async with asyncio.timeout(timeout_s):
                 client = self._bridge.get_connection()
                 await client.connection_pool.disconnect()  # what was being said when Redis was lost is not listened to again
-                await client.script_load(self._bridge.SCRIPT_ACQUIRE_SLIDING_WINDOW)
-                await client.script_load(self._bridge.SCRIPT_SLIDING_WINDOW)
+                self._script_sha = await client.script_load(self._script)
                 await self._ask([self._asked("probe", 1, 1, 1, timeout_s)])
         except self._errors as error:
             raise StorageLost from error
@@ -133,13 +145,10 @@ class RedisWindows:
                 asked.answer.set_exception(lost)
 
     async def _ask(self, batch: list[_Asked]) -> list[tuple[bool, Window]]:
-        take, read = self._bridge.lua_acquire_sliding_window.sha, self._bridge.lua_sliding_window.sha
         pipeline = self._bridge.get_connection().pipeline(transaction=False)
         for asked in batch:
-            pipeline.evalsha(take, 2, *asked.keys, asked.limit, asked.width_s, asked.cost)
-            pipeline.evalsha(read, 2, *asked.keys, asked.width_s)
-        answers = await pipeline.execute()
-        return [(bool(taken), _window(window)) for taken, window in zip(answers[::2], answers[1::2], strict=True)]
+            pipeline.evalsha(self._script_sha, 2, *asked.keys, asked.limit, asked.width_s, asked.cost)
+        return [(bool(taken), _window(window)) for taken, window in await pipeline.execute()]
 
     async def aclose(self) -> None:
         """Close the connection."""
