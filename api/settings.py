@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from dotenv import dotenv_values
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from api.setting_sources import EnvFile, Environment
 from inference.settings import InferenceSettings
 from security.client_address import parse_network
 from security.middleware.cors import check_origin
@@ -48,10 +49,11 @@ class HttpSettings(BaseModel):
     port: int = Field(default=8000, ge=0, le=65535, description="The port to listen on. 0 takes a free one.")
     workers: int = Field(default=1, ge=1, le=64, description="How many API worker processes share the port.")
     tls_cert: Path | None = Field(default=None, description="A PEM certificate chain: HTTPS instead of HTTP. Goes with TLS_KEY.")
-    tls_key: Path | None = Field(default=None, description="The PEM private key of TLS_CERT.")
+    tls_key: Path | None = Field(default=None, validate_default=True, description="The PEM private key of TLS_CERT.")
     max_body_bytes: int = Field(default=10 * 1024 * 1024, ge=1024, le=1 << 30, description="The largest request body; 413 above.")
     max_bodies_bytes: int = Field(
         default=256 * 1024 * 1024,
+        validate_default=True,
         ge=2048,
         le=1 << 40,
         description="The most bytes of request bodies that one API worker holds at once, and half of it for one client; 503 above.",
@@ -92,7 +94,9 @@ class HttpSettings(BaseModel):
         le=300,
         description="On SIGTERM: seconds between answering not ready and closing the port, for load balancers to notice.",
     )
-    grace_s: float = Field(default=25.0, gt=0, le=600, description="On SIGTERM: the most seconds until everything has ended.")
+    grace_s: float = Field(
+        default=25.0, validate_default=True, gt=0, le=600, description="On SIGTERM: the most seconds until everything has ended."
+    )
     docs: bool = Field(default=True, description="Serve /docs and /openapi.json.")
 
     @field_validator("cors_origins", "trusted_proxies", mode="before")
@@ -119,23 +123,27 @@ class HttpSettings(BaseModel):
         parse_limit(value)
         return value
 
-    @model_validator(mode="after")
-    def _tls_goes_in_pairs(self) -> Self:
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise ValueError("TLS_CERT and TLS_KEY go together")
-        return self
+    # Checks across settings stand at the last one of them, and look at what is good of the others: so one bad value hides no other.
+    @field_validator("tls_key")
+    @classmethod
+    def _goes_with_the_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if "tls_cert" in info.data and (info.data["tls_cert"] is None) != (value is None):
+            raise ValueError("goes together with LENSGATE_HTTP__TLS_CERT: set both, or neither")
+        return value
 
-    @model_validator(mode="after")
-    def _drains_within_the_grace(self) -> Self:
-        if self.drain_pause_s >= self.grace_s:
-            raise ValueError("DRAIN_PAUSE_S is a part of GRACE_S and must be shorter")
-        return self
+    @field_validator("grace_s")
+    @classmethod
+    def _has_room_for_the_pause(cls, value: float, info: ValidationInfo) -> float:
+        if info.data.get("drain_pause_s", 0) >= value:
+            raise ValueError("must be longer than LENSGATE_HTTP__DRAIN_PAUSE_S, which is a part of it")
+        return value
 
-    @model_validator(mode="after")
-    def _has_room_for_a_body(self) -> Self:
-        if self.max_bodies_bytes < 2 * self.max_body_bytes:
-            raise ValueError("MAX_BODIES_BYTES must be at least twice MAX_BODY_BYTES: one client may hold half of it")
-        return self
+    @field_validator("max_bodies_bytes")
+    @classmethod
+    def _has_room_for_a_body(cls, value: int, info: ValidationInfo) -> int:
+        if value < 2 * info.data.get("max_body_bytes", 0):
+            raise ValueError("must be at least twice LENSGATE_HTTP__MAX_BODY_BYTES: one client may hold half of it")
+        return value
 
     @property
     def is_loopback(self) -> bool:
@@ -171,6 +179,13 @@ class Settings(BaseSettings):
     security: SecuritySettings = SecuritySettings()
     inference: InferenceSettings = InferenceSettings()
     log: LogSettings = LogSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], *_: PydanticBaseSettingsSource, **__: PydanticBaseSettingsSource
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment before `.env`, and nothing else."""
+        return Environment(settings_cls), EnvFile(settings_cls)
 
     def listening_on(self, port: int) -> Self:
         """The same settings with the port that was really taken, where PORT was 0."""
@@ -224,26 +239,34 @@ def load_settings() -> Settings:
         raise ConfigurationError(f"the file {_ENV_FILE} cannot be read: {reason}") from None
     except ValidationError as error:
         problems += [_describe(item["loc"], item["type"], item["msg"]) for item in error.errors(include_input=False, include_url=False)]
-    except SettingsError as error:
-        problems.append(f"{PREFIX}*: {str(error).splitlines()[0]}")
     else:
         if not problems:
             return settings
     raise ConfigurationError("the settings are not usable:\n  " + "\n  ".join(sorted(set(problems))))
 
 
+_MESSAGES: Final = {
+    "extra_forbidden": "no such setting",
+    "dict_type": "must be a JSON object",
+    "model_type": "must be a JSON object",
+    "tuple_type": "must be a JSON list",
+}
+"""Where pydantic's own words are about Python."""
+
+
 def _describe(location: tuple[int | str, ...], kind: str, message: str) -> str:
     name = PREFIX + "__".join(str(part).upper() for part in location)
-    return f"{name}: {'no such setting' if kind == 'extra_forbidden' else message}"
+    return f"{name}: {_MESSAGES.get(kind, message.removeprefix('Value error, '))}"
 
 
 def _unknown_names() -> Iterator[str]:
-    # Without `__` a name is none of ours: Kubernetes injects LENSGATE_PORT and LENSGATE_SERVICE_HOST beside a service called lensgate.
+    # Kubernetes injects LENSGATE_PORT and LENSGATE_SERVICE_HOST beside a service called lensgate.
     sections = set(Settings.model_fields)
     names: set[str] = {*os.environ, *(dotenv_values(_ENV_FILE) if Path(_ENV_FILE).is_file() else ())}
     for name in sorted(names):
         upper = name.upper()
-        if upper.startswith(PREFIX) and "__" in upper and upper.removeprefix(PREFIX).split("__", 1)[0].lower() not in sections:
+        section, delimiter, _ = upper.removeprefix(PREFIX).lower().partition("__")
+        if upper.startswith(PREFIX) and (section in sections) != bool(delimiter):
             yield upper
 
 

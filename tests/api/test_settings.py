@@ -53,10 +53,49 @@ def test_a_bad_value_is_named_without_being_shown(monkeypatch: pytest.MonkeyPatc
     assert "hunter2" not in str(refusal.value)
 
 
-def test_a_section_that_is_no_json_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LENSGATE_HTTP", "{not json")
-    with pytest.raises(ConfigurationError, match="http"):
+def problems() -> list[str]:
+    """What the message lists."""
+    with pytest.raises(ConfigurationError) as refusal:
         load_settings()
+    heading, *lines = str(refusal.value).splitlines()
+    assert heading == "the settings are not usable:"
+    assert all(line.startswith("  LENSGATE_") for line in lines)
+    return [line.strip() for line in lines]
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_every_bad_setting_is_listed_whatever_is_bad_about_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, in_file: bool) -> None:
+    settings = {
+        "LENSGATE_HTTP__PORT": "many",
+        "LENSGATE_HTTP__TLS_CERT": "cert.pem",
+        "LENSGATE_HTTP__MAX_BODIES_BYTES": "4096",
+        "LENSGATE_HTTP__GRACE_S": "10",
+        "LENSGATE_HTTP__DRAIN_PAUSE_S": "10",
+        "LENSGATE_SECURITY__TRUSTED_ISSUERS": "nope",
+        "LENSGATE_SECURITY__TIERS": "{bad",
+        "LENSGATE_INFERENCE__WEIGHTS": "IMAGENET1K_V2",
+        "LENSGATE_INFERENCE__CARD": "IMAGENET1K_V1",
+        "LENSGATE_INFERENCE__MAX_BATCH": "0",
+        "LENSGATE_LOG": "debug",
+        "LENSGATE_LOG__FORMAT": "xml",
+    }
+    if in_file:
+        (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+    else:
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+    assert problems() == [
+        "LENSGATE_HTTP__GRACE_S: must be longer than LENSGATE_HTTP__DRAIN_PAUSE_S, which is a part of it",
+        "LENSGATE_HTTP__MAX_BODIES_BYTES: must be at least twice LENSGATE_HTTP__MAX_BODY_BYTES: one client may hold half of it",
+        "LENSGATE_HTTP__PORT: Input should be a valid integer, unable to parse string as an integer",
+        "LENSGATE_HTTP__TLS_KEY: goes together with LENSGATE_HTTP__TLS_CERT: set both, or neither",
+        "LENSGATE_INFERENCE__CARD: goes with a local weights file only; LENSGATE_INFERENCE__WEIGHTS=IMAGENET1K_V2 has its own card",
+        "LENSGATE_INFERENCE__MAX_BATCH: Input should be greater than or equal to 1",
+        "LENSGATE_LOG: no such setting",
+        "LENSGATE_LOG__FORMAT: Input should be 'auto', 'json' or 'text'",
+        "LENSGATE_SECURITY__TIERS: must be a JSON object",
+        "LENSGATE_SECURITY__TRUSTED_ISSUERS: must be a JSON list",
+    ]
 
 
 def test_the_environment_wins_over_the_dotenv_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -108,13 +147,13 @@ def test_loopback_is_known(monkeypatch: pytest.MonkeyPatch, host: str, is_loopba
 def test_a_drain_pause_as_long_as_the_grace_period_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LENSGATE_HTTP__DRAIN_PAUSE_S", "10")
     monkeypatch.setenv("LENSGATE_HTTP__GRACE_S", "10")
-    with pytest.raises(ConfigurationError, match="DRAIN_PAUSE_S is a part of GRACE_S"):
+    with pytest.raises(ConfigurationError, match="GRACE_S: must be longer than LENSGATE_HTTP__DRAIN_PAUSE_S"):
         load_settings()
 
 
 def test_one_client_alone_must_be_able_to_send_the_largest_body(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LENSGATE_HTTP__MAX_BODIES_BYTES", str(2 * HttpSettings().max_body_bytes - 1))
-    with pytest.raises(ConfigurationError, match="MAX_BODIES_BYTES must be at least twice MAX_BODY_BYTES"):
+    with pytest.raises(ConfigurationError, match="MAX_BODIES_BYTES: must be at least twice LENSGATE_HTTP__MAX_BODY_BYTES"):
         load_settings()
 
 

@@ -111,7 +111,8 @@ def test_a_certificate_that_is_none(lensgate: Run, tmp_path: Path) -> None:
         (tmp_path / name).write_text("nothing")
     settings = {"LENSGATE_HTTP__PORT": "0", "LENSGATE_HTTP__TLS_CERT": "cert.pem", "LENSGATE_HTTP__TLS_KEY": "key.pem"}
     assert "LENSGATE_HTTP__TLS_CERT" in error_of(lensgate("serve", environment=settings))
-    assert "TLS_CERT and TLS_KEY go together" in lensgate("serve", environment={"LENSGATE_HTTP__TLS_CERT": "cert.pem"}).stderr
+    run = lensgate("serve", environment={"LENSGATE_HTTP__TLS_CERT": "cert.pem"})
+    assert "LENSGATE_HTTP__TLS_KEY: goes together with LENSGATE_HTTP__TLS_CERT" in run.stderr
 
 
 def test_a_model_and_weights_that_do_not_go_together_are_told_before_anything_is_started(lensgate: Run) -> None:
