@@ -12,8 +12,9 @@ import typer
 
 from api.children import ChildGaveUp
 from api.clients_cli import clients
+from api.effective_settings import effective
 from api.keys_cli import keys
-from api.settings import ConfigurationError, Settings, effective, load_settings
+from api.settings import ConfigurationError, Settings, load_settings
 from api.tokens_cli import tokens
 from inference.errors import ModelLoadError
 from security.errors import KeysError, RegistryError

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from pydantic.fields import FieldInfo
 from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource
+
+PREFIX: Final = "LENSGATE_"
+ENV_FILE: Final = ".env"
 
 
 class Environment(EnvSettingsSource):

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from dotenv import dotenv_values
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from api.setting_sources import EnvFile, Environment
+from api.setting_sources import ENV_FILE, PREFIX, EnvFile, Environment
 from inference.settings import InferenceSettings
 from security.client_address import parse_network
 from security.middleware.cors import check_origin
 from security.rate_limits import parse_limit
 from security.settings import SecuritySettings
-
-PREFIX: Final = "LENSGATE_"
-_ENV_FILE: Final = ".env"
 
 
 class ConfigurationError(Exception):
@@ -169,7 +166,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         env_nested_delimiter="__",
-        env_file=_ENV_FILE,
+        env_file=ENV_FILE,
         env_file_encoding="utf-8",
         extra="ignore",  # `_unknown_names` is stricter, and knows what Kubernetes injects
         frozen=True,
@@ -236,7 +233,7 @@ def load_settings() -> Settings:
         settings = Settings()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise ConfigurationError(f"the file {_ENV_FILE} cannot be read: {reason}") from None
+        raise ConfigurationError(f"the file {ENV_FILE} cannot be read: {reason}") from None
     except ValidationError as error:
         problems += [_describe(item["loc"], item["type"], item["msg"]) for item in error.errors(include_input=False, include_url=False)]
     else:
@@ -262,44 +259,9 @@ def _describe(location: tuple[int | str, ...], kind: str, message: str) -> str:
 def _unknown_names() -> Iterator[str]:
     # Kubernetes injects LENSGATE_PORT and LENSGATE_SERVICE_HOST beside a service called lensgate.
     sections = set(Settings.model_fields)
-    names: set[str] = {*os.environ, *(dotenv_values(_ENV_FILE) if Path(_ENV_FILE).is_file() else ())}
+    names: set[str] = {*os.environ, *(dotenv_values(ENV_FILE) if Path(ENV_FILE).is_file() else ())}
     for name in sorted(names):
         upper = name.upper()
         section, delimiter, _ = upper.removeprefix(PREFIX).lower().partition("__")
         if upper.startswith(PREFIX) and (section in sections) != bool(delimiter):
             yield upper
-
-
-def effective(settings: Settings) -> Mapping[str, str]:
-    """Every setting with its value as text; secrets are masked."""
-    return {name: _masked(getattr(getattr(settings, section), field)) for name, section, field in _walk()}
-
-
-def _walk() -> Iterator[tuple[str, str, str]]:
-    for section, section_field in Settings.model_fields.items():
-        model = section_field.annotation
-        assert isinstance(model, type)
-        assert issubclass(model, BaseModel)
-        for field in model.model_fields:
-            yield f"{PREFIX}{section}__{field}".upper(), section, field
-
-
-def _masked(value: object) -> str:
-    if isinstance(value, SecretStr):
-        # Imported here: an API worker reads its settings without it.
-        from sqlalchemy.engine import make_url
-        from sqlalchemy.exc import ArgumentError
-
-        try:
-            url = make_url(value.get_secret_value())
-        except (ArgumentError, ValueError):
-            return "***"  # an unescaped @ or : in the password: no telling which part of it is the secret
-        in_query = {name: "***" for name in url.query if "password" in name.lower()}
-        return url.update_query_dict(in_query).render_as_string(hide_password=True)
-    if isinstance(value, dict):
-        return json.dumps({name: item.model_dump(mode="json") for name, item in value.items()})
-    if isinstance(value, tuple) and any(isinstance(item, BaseModel) for item in value):
-        return json.dumps([item.model_dump(mode="json") for item in value])
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return "" if value is None else str(value)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from api.settings import ConfigurationError, HttpSettings, LogSettings, Settings, effective, load_settings
+from api.effective_settings import effective
+from api.settings import ConfigurationError, HttpSettings, LogSettings, Settings, load_settings
 from inference.settings import InferenceSettings
 from security.settings import SecuritySettings
 
@@ -157,9 +158,23 @@ def test_one_client_alone_must_be_able_to_send_the_largest_body(monkeypatch: pyt
         load_settings()
 
 
-def test_a_database_url_that_cannot_be_taken_apart_is_masked_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LENSGATE_SECURITY__DATABASE_URL", "postgresql+asyncpg://u:hunter:2@h:port/d")
-    assert effective(load_settings())["LENSGATE_SECURITY__DATABASE_URL"] == "***"
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql+asyncpg://u:hunter:2@h:port/d", "***"),
+        ("postgresql+asyncpg://u:hun@ter2@h/d", "***"),
+        ("postgresql+asyncpg://u:hun/te@r2@h/d", "***"),
+        ("postgresql+asyncpg://u:hun?te@r2@h/d", "***"),
+        ("postgresql+asyncpg://h:1/d?password=hun@ter2", "***"),
+        ("postgresql+asyncpg://u:hun%40ter2@h/d?sslmode=require", "postgresql+asyncpg://u:***@h/d?sslmode=require"),
+        ("postgresql+asyncpg://h/d?password=hunter2", "postgresql+asyncpg://h/d?password=%2A%2A%2A"),
+        ("postgresql+asyncpg:///d?password=hun@ter2", "postgresql+asyncpg:///d?password=%2A%2A%2A"),
+        ("sqlite+aiosqlite:////srv/a@b/c@d.db", "sqlite+aiosqlite:////srv/a%40b/c%40d.db"),
+    ],
+)
+def test_no_part_of_a_databases_password_is_shown(monkeypatch: pytest.MonkeyPatch, url: str, shown: str) -> None:
+    monkeypatch.setenv("LENSGATE_SECURITY__DATABASE_URL", url)
+    assert effective(load_settings())["LENSGATE_SECURITY__DATABASE_URL"] == shown
 
 
 @pytest.mark.parametrize("network", ["0.0.0.0/0", "::/0", "::ffff:0.0.0.0/96", "10.0.0.0/8,0.0.0.0/0"])
