@@ -22,7 +22,7 @@ class SecuritySettings(BaseModel):
         description="The `iss` of our tokens: the URL at which clients reach this service (RFC 8414). Unset: made from host and port.",
     )
     audience: str = Field(default="lensgate", min_length=1, max_length=255, description="The `aud` that a token must carry.")
-    token_ttl_s: int = Field(default=600, ge=30, le=86_400, description="How long an access token lives, in seconds.")
+    token_ttl_s: int = Field(default=600, ge=1, le=86_400, description="How long an access token lives, in seconds: 1 to 86400.")
     clock_skew_s: int = Field(default=30, ge=0, le=300, description="How far another clock may be ahead of ours, in seconds.")
     keys_dir: Path = Field(default=Path("keys"), description="The folder of signing keys, one PEM file each.")
     database_url: SecretStr = Field(
