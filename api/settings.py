@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from api.setting_sources import ENV_FILE, PREFIX, EnvFile, Environment
 from inference.settings import InferenceSettings
 from security.client_address import parse_network
+from security.middleware.body_limit import DEFAULT_MAX_BODIES_BYTES
 from security.middleware.cors import check_origin
 from security.rate_limits import parse_limit
 from security.settings import SecuritySettings
@@ -49,11 +50,13 @@ class HttpSettings(BaseModel):
     tls_key: Path | None = Field(default=None, validate_default=True, description="The PEM private key of TLS_CERT.")
     max_body_bytes: int = Field(default=10 * 1024 * 1024, ge=1024, le=1 << 30, description="The largest request body; 413 above.")
     max_bodies_bytes: int = Field(
-        default=256 * 1024 * 1024,
-        validate_default=True,
+        default_factory=lambda data: max(DEFAULT_MAX_BODIES_BYTES, 2 * data["max_body_bytes"]),
         ge=2048,
         le=1 << 40,
-        description="The most bytes of request bodies that one API worker holds at once, and half of it for one client; 503 above.",
+        description=(
+            "The most bytes of request bodies that one API worker holds at once, and half of it for one client; 503 above. "
+            "Unset: 256 MiB, or twice MAX_BODY_BYTES where that is more."
+        ),
     )
     max_batch_images: int = Field(default=64, ge=1, le=1024, description="The most pictures in one /predict/batch request.")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -235,7 +238,11 @@ def load_settings() -> Settings:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise ConfigurationError(f"the file {ENV_FILE} cannot be read: {reason}") from None
     except ValidationError as error:
-        problems += [_describe(item["loc"], item["type"], item["msg"]) for item in error.errors(include_input=False, include_url=False)]
+        problems += [
+            _describe(item["loc"], item["type"], item["msg"])
+            for item in error.errors(include_input=False, include_url=False)
+            if item["type"] != "default_factory_not_called"  # the default hangs on another setting, which is bad, and listed
+        ]
     else:
         if not problems:
             return settings
