@@ -169,6 +169,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         env_nested_delimiter="__",
+        env_ignore_empty=True,  # compose files, Helm charts and `config check` write what is not set as NAME=
         env_file=ENV_FILE,
         env_file_encoding="utf-8",
         extra="ignore",  # `_unknown_names` is stricter, and knows what Kubernetes injects

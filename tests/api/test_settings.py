@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from api.cli import app
 from api.effective_settings import effective
 from api.settings import ConfigurationError, HttpSettings, LogSettings, Settings, load_settings
 from inference.settings import InferenceSettings
@@ -104,6 +106,42 @@ def test_the_environment_wins_over_the_dotenv_file(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("LENSGATE_HTTP__PORT", "2")
     settings = load_settings()
     assert (settings.http.port, settings.http.workers) == (2, 3)
+
+
+def test_an_empty_variable_is_the_same_as_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in effective(Settings()):
+        monkeypatch.setenv(name, "")
+    assert load_settings() == Settings()
+    (tmp_path / ".env").write_text("LENSGATE_HTTP__WORKERS=3\nLENSGATE_HTTP__PORT=\n")
+    assert (load_settings().http.workers, load_settings().http.port) == (3, 8000)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {
+            "LENSGATE_HTTP__TLS_CERT": "c.pem",
+            "LENSGATE_HTTP__TLS_KEY": "k.pem",
+            "LENSGATE_HTTP__CORS_ORIGINS": "https://a.example.com,https://b.example.com",
+            "LENSGATE_HTTP__TRUSTED_PROXIES": "10.0.0.0/8,192.0.2.7",
+            "LENSGATE_SECURITY__TIERS": '{"standard": {"images": "9/second", "in_flight": 9}, "b": {"images": "1/hour", "in_flight": 1}}',
+            "LENSGATE_SECURITY__TRUSTED_ISSUERS": (
+                '[{"name": "idp", "profile": "keycloak", "issuer": "https://id.test", "audience": "gate", "jwks_url": "https://id.test/keys"}]'
+            ),
+            "LENSGATE_INFERENCE__WEIGHTS": "flowers.pth",
+            "LENSGATE_INFERENCE__LABELS": "flowers.txt",
+        },
+    ],
+)
+def test_what_config_check_prints_is_a_dotenv_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: dict[str, str]) -> None:
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    before = load_settings()
+    (tmp_path / ".env").write_text(CliRunner().invoke(app, ["config", "check"]).stdout)
+    for name in settings:
+        monkeypatch.delenv(name)
+    assert load_settings() == before
 
 
 def test_settings_are_frozen() -> None:
