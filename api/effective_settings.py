@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from pydantic import BaseModel, SecretStr
 
-from api.setting_sources import PREFIX
-from api.settings import Settings
+from api.settings import Settings, walk_settings
 
 
 def effective(settings: Settings) -> Mapping[str, str]:
     """Every setting with its value as text; secrets are masked."""
-    return {name: _masked(getattr(getattr(settings, section), field)) for name, section, field in _walk()}
-
-
-def _walk() -> Iterator[tuple[str, str, str]]:
-    for section, section_field in Settings.model_fields.items():
-        model = section_field.annotation
-        assert isinstance(model, type)
-        assert issubclass(model, BaseModel)
-        for field in model.model_fields:
-            yield f"{PREFIX}{section}__{field}".upper(), section, field
+    return {name: _masked(getattr(getattr(settings, section), field)) for name, section, field in walk_settings()}
 
 
 def _masked(value: object) -> str:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from api.setting_sources import ENV_FILE, PREFIX, EnvFile, Environment
+from api.setting_sources import ENV_FILE, PREFIX, EnvFile, Environment, unknown_names
 from inference.settings import InferenceSettings
 from security.client_address import parse_network
 from security.middleware.body_limit import DEFAULT_MAX_BODIES_BYTES
@@ -172,7 +170,7 @@ class Settings(BaseSettings):
         env_ignore_empty=True,  # compose files, Helm charts and `config check` write what is not set as NAME=
         env_file=ENV_FILE,
         env_file_encoding="utf-8",
-        extra="ignore",  # `_unknown_names` is stricter, and knows what Kubernetes injects
+        extra="ignore",  # `unknown_names` is stricter, and knows what Kubernetes injects
         frozen=True,
     )
 
@@ -233,7 +231,7 @@ def load_settings() -> Settings:
         ConfigurationError: one message that lists every unknown name and every bad value, by name and without the value.
     """
     try:
-        problems = [f"{name}: no such setting" for name in _unknown_names()]
+        problems = list(unknown_names([name for name, _, _ in walk_settings()]))
         settings = Settings()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
@@ -242,12 +240,27 @@ def load_settings() -> Settings:
         problems += [
             _describe(item["loc"], item["type"], item["msg"])
             for item in error.errors(include_input=False, include_url=False)
-            if item["type"] != "default_factory_not_called"  # the default hangs on another setting, which is bad, and listed
+            if not _is_told_elsewhere(item["type"], item["loc"])
         ]
     else:
         if not problems:
             return settings
     raise ConfigurationError("the settings are not usable:\n  " + "\n  ".join(sorted(set(problems))))
+
+
+def walk_settings() -> Iterator[tuple[str, str, str]]:
+    """Every setting: its name, its section and its field in there."""
+    for section, section_field in Settings.model_fields.items():
+        model = section_field.annotation
+        assert isinstance(model, type)
+        assert issubclass(model, BaseModel)
+        for field in model.model_fields:
+            yield f"{PREFIX}{section}__{field}".upper(), section, field
+
+
+def _is_told_elsewhere(kind: str, location: tuple[int | str, ...]) -> bool:
+    # A name that is not there is among the unknown ones; a default that hangs on another setting is missing where that one is bad.
+    return (kind == "extra_forbidden" and len(location) == 2) or kind == "default_factory_not_called"
 
 
 _MESSAGES: Final = {
@@ -262,14 +275,3 @@ _MESSAGES: Final = {
 def _describe(location: tuple[int | str, ...], kind: str, message: str) -> str:
     name = PREFIX + "__".join(str(part).upper() for part in location)
     return f"{name}: {_MESSAGES.get(kind, message.removeprefix('Value error, '))}"
-
-
-def _unknown_names() -> Iterator[str]:
-    # Kubernetes injects LENSGATE_PORT and LENSGATE_SERVICE_HOST beside a service called lensgate.
-    sections = set(Settings.model_fields)
-    names: set[str] = {*os.environ, *(dotenv_values(ENV_FILE) if Path(ENV_FILE).is_file() else ())}
-    for name in sorted(names):
-        upper = name.upper()
-        section, delimiter, _ = upper.removeprefix(PREFIX).lower().partition("__")
-        if upper.startswith(PREFIX) and (section in sections) != bool(delimiter):
-            yield upper

@@ -94,7 +94,7 @@ def test_every_bad_setting_is_listed_whatever_is_bad_about_it(monkeypatch: pytes
         "LENSGATE_HTTP__TLS_KEY: goes together with LENSGATE_HTTP__TLS_CERT: set both, or neither",
         "LENSGATE_INFERENCE__CARD: goes with a local weights file only; LENSGATE_INFERENCE__WEIGHTS=IMAGENET1K_V2 has its own card",
         "LENSGATE_INFERENCE__MAX_BATCH: Input should be greater than or equal to 1",
-        "LENSGATE_LOG: no such setting",
+        "LENSGATE_LOG: no such setting; did you mean LENSGATE_LOG__LEVEL?",
         "LENSGATE_LOG__FORMAT: Input should be 'auto', 'json' or 'text'",
         "LENSGATE_SECURITY__TIERS: must be a JSON object",
         "LENSGATE_SECURITY__TRUSTED_ISSUERS: must be a JSON list",
@@ -224,6 +224,58 @@ def test_a_bad_size_of_a_body_is_told_once(monkeypatch: pytest.MonkeyPatch) -> N
 def test_no_part_of_a_databases_password_is_shown(monkeypatch: pytest.MonkeyPatch, url: str, shown: str) -> None:
     monkeypatch.setenv("LENSGATE_SECURITY__DATABASE_URL", url)
     assert effective(load_settings())["LENSGATE_SECURITY__DATABASE_URL"] == shown
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("LENSGATE_FOO", ""),
+        ("lensgate_foo", ""),
+        ("LENSGATE_HTTP_PORT", "LENSGATE_HTTP__PORT"),
+        ("LENSGATE_HTTP__PROT", "LENSGATE_HTTP__PORT"),
+        ("LENSGATE_SECURITY__PORT", "LENSGATE_HTTP__PORT"),
+        ("LENSGATE_PORT", "LENSGATE_HTTP__PORT"),
+        ("LENSGATE_DATABASEURL", "LENSGATE_SECURITY__DATABASE_URL"),
+        ("LENSGATE_HTTP__SERVICE_HOST", "LENSGATE_HTTP__HOST"),
+        ("LENSGATE__PORT", "LENSGATE_HTTP__PORT"),
+    ],
+)
+@pytest.mark.parametrize("value", ["9000", ""])
+def test_a_name_that_is_no_setting_stops_the_start_with_the_nearest_that_is(
+    monkeypatch: pytest.MonkeyPatch, name: str, hint: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert problems() == [f"{name.upper()}: no such setting" + (f"; did you mean {hint}?" if hint else "")]
+
+
+KUBERNETES = {
+    f"LENSGATE{service}_{name}": value
+    for service in ("", "_METRICS", "_HTTP", "_A_2")
+    for name, value in {
+        "SERVICE_HOST": "10.0.0.1",
+        "SERVICE_PORT": "8000",
+        "SERVICE_PORT_HTTP": "8000",
+        "SERVICE_PORT_WEB_2": "8000",
+        "PORT": "tcp://10.0.0.1:8000",
+        "PORT_8000_TCP": "tcp://10.0.0.1:8000",
+        "PORT_8000_TCP_PROTO": "tcp",
+        "PORT_8000_TCP_PORT": "8000",
+        "PORT_8000_TCP_ADDR": "10.0.0.1",
+        "PORT_53_UDP_ADDR": "10.0.0.1",
+        "PORT_9_SCTP": "sctp://10.0.0.1:9",
+    }.items()
+}
+
+
+def test_names_that_kubernetes_injects_are_none_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in KUBERNETES.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings() == Settings()
+
+
+def test_kubernetes_injects_nothing_into_a_dotenv_file(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in KUBERNETES.items()))
+    assert [problem.partition(":")[0] for problem in problems()] == sorted(KUBERNETES)
 
 
 @pytest.mark.parametrize("network", ["0.0.0.0/0", "::/0", "::ffff:0.0.0.0/96", "10.0.0.0/8,0.0.0.0/0"])

@@ -67,7 +67,7 @@ def test_a_dotenv_file_in_the_working_directory_is_read_and_checked(lensgate: Ru
     (tmp_path / ".env").write_text("LENSGATE_HTTP__PORT=8123\n")
     assert "LENSGATE_HTTP__PORT=8123" in lensgate("config", "check").stdout
     (tmp_path / ".env").write_text("LENSGATE_HPPT__PORT=8123\n")
-    assert "LENSGATE_HPPT__PORT: no such setting" in lensgate("config", "check").stderr
+    assert "LENSGATE_HPPT__PORT: no such setting; did you mean LENSGATE_HTTP__PORT?" in lensgate("config", "check").stderr
 
 
 def test_a_missing_weights_file(lensgate: Run) -> None:
