@@ -13,7 +13,9 @@ from api.settings import ConfigurationError, Settings, load_settings
 if TYPE_CHECKING:  # the database's library is slow to load, and most commands do without
     from security.client_records import Client, CreatedClient
 
-clients: Final = typer.Typer(no_args_is_help=True, help="The client apps that may ask for tokens.")
+clients: Final = typer.Typer(
+    no_args_is_help=True, help="The client apps that may ask for tokens.\n\nExample: lensgate clients create my-app --scope predict"
+)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Reference = Annotated[str, typer.Argument(metavar="CLIENT", help="The client's id or name.")]
