@@ -162,7 +162,15 @@ def test_an_encrypted_key_is_called_by_its_name(lensgate: Run, tmp_path: Path) -
 
 
 def test_an_unknown_scope_is_refused_by_name(lensgate: Run) -> None:
-    assert "scope" in error_of(lensgate("clients", "create", "app", "--scope", "everything"))
+    line = error_of(lensgate("clients", "create", "app", "--scope", "predict,everything"))
+    assert "There is no scope 'everything': a client needs one or more of the scopes predict, metrics, introspect." in line
+    assert "A client needs one or more of the scopes" in error_of(lensgate("clients", "create", "app", "--scope", ""))
+
+
+@pytest.mark.parametrize("scopes", [["predict metrics"], ["metrics,predict"], ["metrics", "predict"], ["predict, metrics", "predict"]])
+def test_scopes_are_told_as_people_write_lists(lensgate: Run, scopes: list[str]) -> None:
+    made = lensgate("clients", "create", "app", *[part for scope in scopes for part in ("--scope", scope)], "--json")
+    assert json.loads(made.stdout)["scopes"] == ["predict", "metrics"]
 
 
 COMMANDS = [
