@@ -151,6 +151,14 @@ class HttpSettings(BaseModel):
         except ValueError:
             return self.host == "localhost"
 
+    @property
+    def is_every_interface(self) -> bool:
+        """True when the address is a wildcard, which nobody can connect to by that name."""
+        try:
+            return ip_address(self.host).is_unspecified
+        except ValueError:
+            return False
+
 
 class LogSettings(BaseModel):
     """The log, on standard output."""

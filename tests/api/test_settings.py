@@ -183,6 +183,11 @@ def test_loopback_is_known(monkeypatch: pytest.MonkeyPatch, host: str, is_loopba
     assert load_settings().http.is_loopback is is_loopback
 
 
+@pytest.mark.parametrize(("host", "is_every"), [("0.0.0.0", True), ("::", True), ("127.0.0.1", False), ("gate", False)])
+def test_every_interface_is_known(host: str, is_every: bool) -> None:
+    assert HttpSettings(host=host).is_every_interface is is_every
+
+
 def test_a_drain_pause_as_long_as_the_grace_period_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LENSGATE_HTTP__DRAIN_PAUSE_S", "10")
     monkeypatch.setenv("LENSGATE_HTTP__GRACE_S", "10")
