@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from api.setting_sources import ENV_FILE, PREFIX, EnvFile, Environment, unknown_names
 from inference.settings import InferenceSettings
@@ -189,10 +189,12 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], *_: PydanticBaseSettingsSource, **__: PydanticBaseSettingsSource
+        cls, settings_cls: type[BaseSettings], *_: PydanticBaseSettingsSource, **sources: PydanticBaseSettingsSource
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment before `.env`, and nothing else."""
-        return Environment(settings_cls), EnvFile(settings_cls)
+        """What a program gives, before the environment, before `.env`."""
+        env_file = sources["dotenv_settings"]
+        assert isinstance(env_file, DotEnvSettingsSource)
+        return sources["init_settings"], Environment(settings_cls), EnvFile(settings_cls, env_file=env_file.env_file)
 
     def listening_on(self, port: int) -> Self:
         """The same settings with the port that was really taken, where PORT was 0."""
