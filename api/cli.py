@@ -9,19 +9,27 @@ from enum import StrEnum
 from typing import Annotated, Final
 
 import typer
+from typer.exceptions import TyperException
 
 from api.children import ChildGaveUp
 from api.clients_cli import clients
+from api.effective_settings import effective
 from api.keys_cli import keys
-from api.settings import ConfigurationError, Settings, effective, load_settings
+from api.settings import ConfigurationError, Settings, load_settings
 from api.tokens_cli import tokens
 from inference.errors import ModelLoadError
 from security.errors import KeysError, RegistryError
 
-app: Final = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-weights: Final = typer.Typer(no_args_is_help=True, help="The model's weights.")
-config: Final = typer.Typer(no_args_is_help=True, help="The settings.")
-db: Final = typer.Typer(no_args_is_help=True, help="The client registry's database.")
+app: Final = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+weights: Final = typer.Typer(no_args_is_help=True, help="The model's weights.\n\nExample: lensgate weights fetch")
+config: Final = typer.Typer(no_args_is_help=True, help="The settings.\n\nExample: lensgate config check")
+db: Final = typer.Typer(no_args_is_help=True, help="The client registry's database.\n\nExample: lensgate db upgrade")
 app.add_typer(clients, name="clients")
 app.add_typer(keys, name="keys")
 app.add_typer(tokens, name="tokens")
@@ -38,9 +46,22 @@ class DemoModel(StrEnum):
     EFFICIENTNET_LITE0 = "efficientnet_lite0"
 
 
+def _show_version(wanted: bool) -> None:
+    from api.openapi import API_VERSION
+
+    if wanted:
+        typer.echo(f"lensgate {API_VERSION}")
+        raise typer.Exit
+
+
 @app.callback()
-def _lensgate() -> None:
-    """The guarded gate in front of a PyTorch vision model."""
+def _lensgate(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")] = False,
+) -> None:
+    """The guarded gate in front of a PyTorch vision model.
+
+    Example: lensgate demo
+    """
 
 
 @app.command()
@@ -134,7 +155,10 @@ def db_upgrade() -> None:
 def main() -> None:
     """Run the command line of this process."""
     try:
-        app()
+        # Not standalone: typer's own words for a wrong use take four lines.
+        sys.exit(app(prog_name="lensgate", standalone_mode=False))
+    except TyperException as error:
+        _explain_use(error)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except (ConfigurationError, RegistryError, KeysError, ModelLoadError) as error:
@@ -146,9 +170,19 @@ def main() -> None:
         _fail(str(error))
 
 
-def _fail(message: str) -> None:
+def _explain_use(error: TyperException) -> None:
+    context = getattr(error, "ctx", None)
+    message = error.format_message()
+    if context is not None and message == context.get_help():  # a group alone: typer hands its help over as an error
+        typer.echo(message, err=True)
+        sys.exit(error.exit_code)
+    what = " ".join(message.replace("Value error, ", "").split()).rstrip(".")
+    _fail(f"{what}; see {context.command_path if context is not None else 'lensgate'} --help", error.exit_code)
+
+
+def _fail(message: str, exit_code: int = 1) -> None:
     typer.echo(f"lensgate: error: {message}", err=True)
-    sys.exit(1)
+    sys.exit(exit_code)
 
 
 if __name__ == "__main__":

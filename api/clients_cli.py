@@ -13,7 +13,9 @@ from api.settings import ConfigurationError, Settings, load_settings
 if TYPE_CHECKING:  # the database's library is slow to load, and most commands do without
     from security.client_records import Client, CreatedClient
 
-clients: Final = typer.Typer(no_args_is_help=True, help="The client apps that may ask for tokens.")
+clients: Final = typer.Typer(
+    no_args_is_help=True, help="The client apps that may ask for tokens.\n\nExample: lensgate clients create my-app --scope predict"
+)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Reference = Annotated[str, typer.Argument(metavar="CLIENT", help="The client's id or name.")]
@@ -22,7 +24,7 @@ Reference = Annotated[str, typer.Argument(metavar="CLIENT", help="The client's i
 @clients.command("create")
 def clients_create(
     name: Annotated[str, typer.Argument(help="What people call it: 1 to 64 printable characters, unique.")],
-    scope: Annotated[list[str], typer.Option(help="A scope it may ask for; repeat for more: predict, metrics, introspect.")],
+    scope: Annotated[list[str], typer.Option(help="What it may ask for, one or several (predict,metrics): predict, metrics, introspect.")],
     tier: Annotated[str, typer.Option(help="The rate-limit tier.")] = "standard",
     as_json: AsJson = False,
 ) -> None:
@@ -31,7 +33,9 @@ def clients_create(
     Example: lensgate clients create my-app --scope predict
     """
     settings = _settings_with(tier)
-    created = with_registry(lambda registry: registry.create(name, scope, tier=tier), settings)
+    # As people write lists: --scope a --scope b, --scope a,b or --scope "a b".
+    scopes = " ".join(scope).replace(",", " ").split()
+    created = with_registry(lambda registry: registry.create(name, scopes, tier=tier), settings)
     _show_secret(created, as_json, f"Made the client {created.name}.")
 
 

@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import importlib.util
 import json
+import re
 import tempfile
 import time
 from base64 import b64encode
@@ -109,7 +110,7 @@ def _inference(model: str) -> InferenceSettings:
 
 async def _demo(folder: Path, photographs: Sequence[Path], *, once: bool, port: int, models: Sequence[str], console: Console) -> None:
     started_s = time.monotonic()
-    listener = bind(HttpSettings(port=port))
+    listener = bind(HttpSettings(port=port), port_name="--port")
     port = listener.getsockname()[1]
     settings = _settings(folder, port, models[0])
     await prepare(settings)
@@ -136,7 +137,7 @@ async def _demo(folder: Path, photographs: Sequence[Path], *, once: bool, port: 
         except (OSError, http.client.HTTPException) as error:
             raise ConfigurationError(f"the service stopped answering; the last of its log:\n{_tail(log_path)}") from error
         except ChildGaveUp as error:
-            raise ConfigurationError(f"{error}; the last of its log:\n{_tail(log_path)}") from error
+            raise ConfigurationError(_reason(log_path) or f"{error}; the last of its log:\n{_tail(log_path)}") from error
         finally:
             supervisor.request_stop()
             # A failure of the service was raised above, where it was awaited; here it only has to end.
@@ -207,6 +208,12 @@ def _checked(answer: _Answer) -> dict[str, Any]:
             f"the service answered {answer.status}: {answer.body.get('detail') or answer.body.get('error_description')}"
         )
     return answer.body
+
+
+def _reason(path: Path) -> str | None:
+    """What a child that cannot work as configured has said of it, in its one line, whatever was logged around it."""
+    said = re.findall(r"^lensgate: error: (.*)$", path.read_text(errors="replace"), re.MULTILINE)
+    return said[-1] if said else None
 
 
 def _tail(path: Path) -> str:

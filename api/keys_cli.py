@@ -18,7 +18,7 @@ from security.settings import SecuritySettings
 if TYPE_CHECKING:  # cryptography is slow to load, and most commands do without
     from security.key_rotation import KeyInfo
 
-keys: Final = typer.Typer(no_args_is_help=True, help="The keys that sign tokens.")
+keys: Final = typer.Typer(no_args_is_help=True, help="The keys that sign tokens.\n\nExample: lensgate keys list")
 
 
 @keys.command("list")

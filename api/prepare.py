@@ -56,6 +56,12 @@ async def prepare(settings: Settings) -> None:
             host=settings.http.host,
             hint="tokens travel in clear: set TLS_CERT and TLS_KEY, or stand behind a proxy that has them",
         )
+    if settings.security.issuer is None and settings.http.is_every_interface:
+        _log.warning(
+            "issuer_is_no_address",
+            url=settings.issuer,
+            hint="tokens and metadata name an address that nobody can call: set LENSGATE_SECURITY__ISSUER to the one that clients use",
+        )
 
 
 def _check_tls(http: HttpSettings) -> None:

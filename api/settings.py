@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from dotenv import dotenv_values
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from api.setting_sources import ENV_FILE, PREFIX, EnvFile, Environment, unknown_names
 from inference.settings import InferenceSettings
 from security.client_address import parse_network
+from security.middleware.body_limit import DEFAULT_MAX_BODIES_BYTES
 from security.middleware.cors import check_origin
 from security.rate_limits import parse_limit
 from security.settings import SecuritySettings
-
-PREFIX: Final = "LENSGATE_"
-_ENV_FILE: Final = ".env"
 
 
 class ConfigurationError(Exception):
@@ -48,13 +45,16 @@ class HttpSettings(BaseModel):
     port: int = Field(default=8000, ge=0, le=65535, description="The port to listen on. 0 takes a free one.")
     workers: int = Field(default=1, ge=1, le=64, description="How many API worker processes share the port.")
     tls_cert: Path | None = Field(default=None, description="A PEM certificate chain: HTTPS instead of HTTP. Goes with TLS_KEY.")
-    tls_key: Path | None = Field(default=None, description="The PEM private key of TLS_CERT.")
+    tls_key: Path | None = Field(default=None, validate_default=True, description="The PEM private key of TLS_CERT.")
     max_body_bytes: int = Field(default=10 * 1024 * 1024, ge=1024, le=1 << 30, description="The largest request body; 413 above.")
     max_bodies_bytes: int = Field(
-        default=256 * 1024 * 1024,
+        default_factory=lambda data: max(DEFAULT_MAX_BODIES_BYTES, 2 * data["max_body_bytes"]),
         ge=2048,
         le=1 << 40,
-        description="The most bytes of request bodies that one API worker holds at once, and half of it for one client; 503 above.",
+        description=(
+            "The most bytes of request bodies that one API worker holds at once, and half of it for one client; 503 above. "
+            "Unset: 256 MiB, or twice MAX_BODY_BYTES where that is more."
+        ),
     )
     max_batch_images: int = Field(default=64, ge=1, le=1024, description="The most pictures in one /predict/batch request.")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -92,7 +92,9 @@ class HttpSettings(BaseModel):
         le=300,
         description="On SIGTERM: seconds between answering not ready and closing the port, for load balancers to notice.",
     )
-    grace_s: float = Field(default=25.0, gt=0, le=600, description="On SIGTERM: the most seconds until everything has ended.")
+    grace_s: float = Field(
+        default=25.0, validate_default=True, gt=0, le=600, description="On SIGTERM: the most seconds until everything has ended."
+    )
     docs: bool = Field(default=True, description="Serve /docs and /openapi.json.")
 
     @field_validator("cors_origins", "trusted_proxies", mode="before")
@@ -119,23 +121,27 @@ class HttpSettings(BaseModel):
         parse_limit(value)
         return value
 
-    @model_validator(mode="after")
-    def _tls_goes_in_pairs(self) -> Self:
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise ValueError("TLS_CERT and TLS_KEY go together")
-        return self
+    # Checks across settings stand at the last one of them, and look at what is good of the others: so one bad value hides no other.
+    @field_validator("tls_key")
+    @classmethod
+    def _goes_with_the_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if "tls_cert" in info.data and (info.data["tls_cert"] is None) != (value is None):
+            raise ValueError("goes together with LENSGATE_HTTP__TLS_CERT: set both, or neither")
+        return value
 
-    @model_validator(mode="after")
-    def _drains_within_the_grace(self) -> Self:
-        if self.drain_pause_s >= self.grace_s:
-            raise ValueError("DRAIN_PAUSE_S is a part of GRACE_S and must be shorter")
-        return self
+    @field_validator("grace_s")
+    @classmethod
+    def _has_room_for_the_pause(cls, value: float, info: ValidationInfo) -> float:
+        if info.data.get("drain_pause_s", 0) >= value:
+            raise ValueError("must be longer than LENSGATE_HTTP__DRAIN_PAUSE_S, which is a part of it")
+        return value
 
-    @model_validator(mode="after")
-    def _has_room_for_a_body(self) -> Self:
-        if self.max_bodies_bytes < 2 * self.max_body_bytes:
-            raise ValueError("MAX_BODIES_BYTES must be at least twice MAX_BODY_BYTES: one client may hold half of it")
-        return self
+    @field_validator("max_bodies_bytes")
+    @classmethod
+    def _has_room_for_a_body(cls, value: int, info: ValidationInfo) -> int:
+        if value < 2 * info.data.get("max_body_bytes", 0):
+            raise ValueError("must be at least twice LENSGATE_HTTP__MAX_BODY_BYTES: one client may hold half of it")
+        return value
 
     @property
     def is_loopback(self) -> bool:
@@ -144,6 +150,14 @@ class HttpSettings(BaseModel):
             return ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
+
+    @property
+    def is_every_interface(self) -> bool:
+        """True when the address is a wildcard, which nobody can connect to by that name."""
+        try:
+            return ip_address(self.host).is_unspecified
+        except ValueError:
+            return False
 
 
 class LogSettings(BaseModel):
@@ -161,9 +175,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         env_nested_delimiter="__",
-        env_file=_ENV_FILE,
+        env_ignore_empty=True,  # compose files, Helm charts and `config check` write what is not set as NAME=
+        env_file=ENV_FILE,
         env_file_encoding="utf-8",
-        extra="ignore",  # `_unknown_names` is stricter, and knows what Kubernetes injects
+        extra="ignore",  # `unknown_names` is stricter, and knows what Kubernetes injects
         frozen=True,
     )
 
@@ -171,6 +186,15 @@ class Settings(BaseSettings):
     security: SecuritySettings = SecuritySettings()
     inference: InferenceSettings = InferenceSettings()
     log: LogSettings = LogSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], *_: PydanticBaseSettingsSource, **sources: PydanticBaseSettingsSource
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What a program gives, before the environment, before `.env`."""
+        env_file = sources["dotenv_settings"]
+        assert isinstance(env_file, DotEnvSettingsSource)
+        return sources["init_settings"], Environment(settings_cls), EnvFile(settings_cls, env_file=env_file.env_file)
 
     def listening_on(self, port: int) -> Self:
         """The same settings with the port that was really taken, where PORT was 0."""
@@ -217,42 +241,25 @@ def load_settings() -> Settings:
         ConfigurationError: one message that lists every unknown name and every bad value, by name and without the value.
     """
     try:
-        problems = [f"{name}: no such setting" for name in _unknown_names()]
+        problems = list(unknown_names([name for name, _, _ in walk_settings()]))
         settings = Settings()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise ConfigurationError(f"the file {_ENV_FILE} cannot be read: {reason}") from None
+        raise ConfigurationError(f"the file {ENV_FILE} cannot be read: {reason}") from None
     except ValidationError as error:
-        problems += [_describe(item["loc"], item["type"], item["msg"]) for item in error.errors(include_input=False, include_url=False)]
-    except SettingsError as error:
-        problems.append(f"{PREFIX}*: {str(error).splitlines()[0]}")
+        problems += [
+            _describe(item["loc"], item["type"], item["msg"])
+            for item in error.errors(include_input=False, include_url=False)
+            if not _is_told_elsewhere(item["type"], item["loc"])
+        ]
     else:
         if not problems:
             return settings
     raise ConfigurationError("the settings are not usable:\n  " + "\n  ".join(sorted(set(problems))))
 
 
-def _describe(location: tuple[int | str, ...], kind: str, message: str) -> str:
-    name = PREFIX + "__".join(str(part).upper() for part in location)
-    return f"{name}: {'no such setting' if kind == 'extra_forbidden' else message}"
-
-
-def _unknown_names() -> Iterator[str]:
-    # Without `__` a name is none of ours: Kubernetes injects LENSGATE_PORT and LENSGATE_SERVICE_HOST beside a service called lensgate.
-    sections = set(Settings.model_fields)
-    names: set[str] = {*os.environ, *(dotenv_values(_ENV_FILE) if Path(_ENV_FILE).is_file() else ())}
-    for name in sorted(names):
-        upper = name.upper()
-        if upper.startswith(PREFIX) and "__" in upper and upper.removeprefix(PREFIX).split("__", 1)[0].lower() not in sections:
-            yield upper
-
-
-def effective(settings: Settings) -> Mapping[str, str]:
-    """Every setting with its value as text; secrets are masked."""
-    return {name: _masked(getattr(getattr(settings, section), field)) for name, section, field in _walk()}
-
-
-def _walk() -> Iterator[tuple[str, str, str]]:
+def walk_settings() -> Iterator[tuple[str, str, str]]:
+    """Every setting: its name, its section and its field in there."""
     for section, section_field in Settings.model_fields.items():
         model = section_field.annotation
         assert isinstance(model, type)
@@ -261,22 +268,20 @@ def _walk() -> Iterator[tuple[str, str, str]]:
             yield f"{PREFIX}{section}__{field}".upper(), section, field
 
 
-def _masked(value: object) -> str:
-    if isinstance(value, SecretStr):
-        # Imported here: an API worker reads its settings without it.
-        from sqlalchemy.engine import make_url
-        from sqlalchemy.exc import ArgumentError
+def _is_told_elsewhere(kind: str, location: tuple[int | str, ...]) -> bool:
+    # A name that is not there is among the unknown ones; a default that hangs on another setting is missing where that one is bad.
+    return (kind == "extra_forbidden" and len(location) == 2) or kind == "default_factory_not_called"
 
-        try:
-            url = make_url(value.get_secret_value())
-        except (ArgumentError, ValueError):
-            return "***"  # an unescaped @ or : in the password: no telling which part of it is the secret
-        in_query = {name: "***" for name in url.query if "password" in name.lower()}
-        return url.update_query_dict(in_query).render_as_string(hide_password=True)
-    if isinstance(value, dict):
-        return json.dumps({name: item.model_dump(mode="json") for name, item in value.items()})
-    if isinstance(value, tuple) and any(isinstance(item, BaseModel) for item in value):
-        return json.dumps([item.model_dump(mode="json") for item in value])
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return "" if value is None else str(value)
+
+_MESSAGES: Final = {
+    "extra_forbidden": "no such setting",
+    "dict_type": "must be a JSON object",
+    "model_type": "must be a JSON object",
+    "tuple_type": "must be a JSON list",
+}
+"""Where pydantic's own words are about Python."""
+
+
+def _describe(location: tuple[int | str, ...], kind: str, message: str) -> str:
+    name = PREFIX + "__".join(str(part).upper() for part in location)
+    return f"{name}: {_MESSAGES.get(kind, message.removeprefix('Value error, '))}"

@@ -30,8 +30,12 @@ _UNIX_PATH_MAX_BYTES: Final = 100
 _log: Final = structlog.get_logger()
 
 
-def bind(http: HttpSettings) -> socket.socket:
+def bind(http: HttpSettings, *, port_name: str = "LENSGATE_HTTP__PORT") -> socket.socket:
     """Take the port, before anything is started, so that a taken one is one clear line and nothing half-started.
+
+    Args:
+        http: the settings.
+        port_name: what people set the port by.
 
     Raises:
         ConfigurationError: the address does not exist, is taken, or needs privileges.
@@ -52,7 +56,7 @@ def bind(http: HttpSettings) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            raise ConfigurationError(f"cannot listen on {where}: it is taken by another program (LENSGATE_HTTP__PORT)") from error
+            raise ConfigurationError(f"cannot listen on {where}: it is taken by another program ({port_name})") from error
         raise ConfigurationError(f"cannot listen on {where}: {os.strerror(error.errno or 0).lower()}") from error
     listener.set_inheritable(True)
     return listener

@@ -10,7 +10,9 @@ import typer
 from api.registry_access import with_registry
 from api.settings import load_settings
 
-tokens: Final = typer.Typer(no_args_is_help=True, help="Access tokens that are out there.")
+tokens: Final = typer.Typer(
+    no_args_is_help=True, help="Access tokens that are out there.\n\nExample: lensgate tokens revoke 7Jz0yVw2sQk3cT1xRb9uAg"
+)
 
 _BY_OPERATOR: Final = "operator"
 """Stands for the client of a revoked token: nobody keeps which token went to whom."""

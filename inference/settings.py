@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 PACKAGED_MODEL: Final = "efficientnet_lite0"
 PACKAGED_WEIGHTS: Final = f"package:{PACKAGED_MODEL}"
@@ -25,6 +25,7 @@ class InferenceSettings(BaseModel):
     )
     weights: str = Field(
         default="DEFAULT",
+        validate_default=True,
         min_length=1,
         description=(
             "DEFAULT, a torchvision weights name such as IMAGENET1K_V2, a local .pth or .safetensors file, or package:efficientnet_lite0."
@@ -87,25 +88,38 @@ class InferenceSettings(BaseModel):
     def _expand_home(cls, value: Path | None) -> Path | None:
         return None if value is None else Path(os.path.expanduser(value))  # noqa: PTH111  Path's own raises for an unknown user
 
-    @model_validator(mode="after")
-    def _weights_are_the_models(self) -> Self:
-        if (self.weights.startswith("package:") or self.model == PACKAGED_MODEL) and (
-            (self.model, self.weights) != (PACKAGED_MODEL, PACKAGED_WEIGHTS)
-        ):
+    # Checks across settings stand at the last one of them, and look at what is good of the others: so one bad value hides no other.
+    @field_validator("weights")
+    @classmethod
+    def _are_the_models(cls, value: str, info: ValidationInfo) -> str:
+        model = info.data.get("model")
+        is_packaged = value.startswith("package:") or model == PACKAGED_MODEL
+        if model is not None and is_packaged and (model, value) != (PACKAGED_MODEL, PACKAGED_WEIGHTS):
             raise ValueError(
-                f"MODEL={PACKAGED_MODEL} and WEIGHTS={PACKAGED_WEIGHTS} go together, but the settings say {self.model} and {self.weights}"
+                f"LENSGATE_INFERENCE__MODEL={PACKAGED_MODEL} and LENSGATE_INFERENCE__WEIGHTS={PACKAGED_WEIGHTS} go together, "
+                f"but the settings say {model} and {value}"
             )
-        if self.card is not None and self.weights_path is None:
-            raise ValueError(f"CARD goes with a local weights file only; WEIGHTS={self.weights} has its own card")
-        return self
+        return value
+
+    @field_validator("card")
+    @classmethod
+    def _goes_with_a_file(cls, value: str | None, info: ValidationInfo) -> str | None:
+        weights = info.data.get("weights")
+        if value is not None and weights is not None and _local_file(weights) is None:
+            raise ValueError(f"goes with a local weights file only; LENSGATE_INFERENCE__WEIGHTS={weights} has its own card")
+        return value
 
     @property
     def weights_path(self) -> Path | None:
         """The local file that `weights` names, or None when it names a card or a package."""
-        is_file = self.weights.endswith((".pth", ".pt", ".safetensors")) or "/" in self.weights
-        if not is_file or self.weights.startswith("package:"):
-            return None
-        try:
-            return Path(self.weights).expanduser()
-        except RuntimeError:  # ~name, of somebody who has no home here: then no such file is there, and that is said
-            return Path(self.weights)
+        return _local_file(self.weights)
+
+
+def _local_file(weights: str) -> Path | None:
+    is_file = weights.endswith((".pth", ".pt", ".safetensors")) or "/" in weights
+    if not is_file or weights.startswith("package:"):
+        return None
+    try:
+        return Path(weights).expanduser()
+    except RuntimeError:  # ~name, of somebody who has no home here: then no such file is there, and that is said
+        return Path(weights)

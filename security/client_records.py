@@ -79,8 +79,12 @@ def check_name(name: str) -> None:
 def check_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
     """The scopes in their usual order; none, or one that does not exist, is refused."""
     asked = set(scopes)
-    if not asked or not asked.issubset(SCOPES):
-        raise RegistryError(f"A client needs one or more of the scopes {', '.join(SCOPES)}.")
+    unknown = sorted(asked.difference(SCOPES))
+    if unknown or not asked:
+        raise RegistryError(
+            (f"There is no scope {', '.join(map(repr, unknown))}: a" if unknown else "A")
+            + f" client needs one or more of the scopes {', '.join(SCOPES)}."
+        )
     return tuple(scope for scope in SCOPES if scope in asked)
 
 

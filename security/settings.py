@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
 from security.issuer_profiles import MAX_TRUSTED_ISSUERS, TrustedIssuer, check_distinct
 from security.rate_limits import check_storage_url
@@ -23,7 +22,7 @@ class SecuritySettings(BaseModel):
         description="The `iss` of our tokens: the URL at which clients reach this service (RFC 8414). Unset: made from host and port.",
     )
     audience: str = Field(default="lensgate", min_length=1, max_length=255, description="The `aud` that a token must carry.")
-    token_ttl_s: int = Field(default=600, ge=30, le=86_400, description="How long an access token lives, in seconds.")
+    token_ttl_s: int = Field(default=600, ge=1, le=86_400, description="How long an access token lives, in seconds: 1 to 86400.")
     clock_skew_s: int = Field(default=30, ge=0, le=300, description="How far another clock may be ahead of ours, in seconds.")
     keys_dir: Path = Field(default=Path("keys"), description="The folder of signing keys, one PEM file each.")
     database_url: SecretStr = Field(
@@ -49,6 +48,7 @@ class SecuritySettings(BaseModel):
     )
     tiers: dict[str, TierSettings] = Field(
         default={"standard": TierSettings(images="600/minute", in_flight=16)},
+        validate_default=True,
         max_length=64,
         description="What the clients of each tier may ask for, as JSON: pictures in a window, and requests at once in each worker.",
     )
@@ -70,12 +70,14 @@ class SecuritySettings(BaseModel):
     def _are_distinct(cls, value: tuple[TrustedIssuer, ...]) -> tuple[TrustedIssuer, ...]:
         return check_distinct(value)
 
-    @model_validator(mode="after")
-    def _tiers_of_issuers_are_there(self) -> Self:
-        for one in self.trusted_issuers:
-            if one.tier not in self.tiers:
-                raise ValueError(f"TRUSTED_ISSUERS: the tier of {one.name!r} is not in TIERS")
-        return self
+    # At the last one of the two, so that it is checked beside whatever else is bad.
+    @field_validator("tiers")
+    @classmethod
+    def _have_what_issuers_have(cls, value: dict[str, TierSettings], info: ValidationInfo) -> dict[str, TierSettings]:
+        for one in info.data.get("trusted_issuers", ()):
+            if one.tier not in value:
+                raise ValueError(f"must have {one.tier!r}, the tier of {one.name!r} in LENSGATE_SECURITY__TRUSTED_ISSUERS")
+        return value
 
     @field_validator("database_url")
     @classmethod

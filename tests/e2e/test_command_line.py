@@ -6,6 +6,8 @@ import json
 import re
 import socket
 import subprocess
+import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import trustme
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat, load_pem_private_key
 from typer.testing import CliRunner
 
-from api.cli import app
+from api.cli import app, main
 from support.service import PACKAGED
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -67,7 +69,7 @@ def test_a_dotenv_file_in_the_working_directory_is_read_and_checked(lensgate: Ru
     (tmp_path / ".env").write_text("LENSGATE_HTTP__PORT=8123\n")
     assert "LENSGATE_HTTP__PORT=8123" in lensgate("config", "check").stdout
     (tmp_path / ".env").write_text("LENSGATE_HPPT__PORT=8123\n")
-    assert "LENSGATE_HPPT__PORT: no such setting" in lensgate("config", "check").stderr
+    assert "LENSGATE_HPPT__PORT: no such setting; did you mean LENSGATE_HTTP__PORT?" in lensgate("config", "check").stderr
 
 
 def test_a_missing_weights_file(lensgate: Run) -> None:
@@ -111,7 +113,8 @@ def test_a_certificate_that_is_none(lensgate: Run, tmp_path: Path) -> None:
         (tmp_path / name).write_text("nothing")
     settings = {"LENSGATE_HTTP__PORT": "0", "LENSGATE_HTTP__TLS_CERT": "cert.pem", "LENSGATE_HTTP__TLS_KEY": "key.pem"}
     assert "LENSGATE_HTTP__TLS_CERT" in error_of(lensgate("serve", environment=settings))
-    assert "TLS_CERT and TLS_KEY go together" in lensgate("serve", environment={"LENSGATE_HTTP__TLS_CERT": "cert.pem"}).stderr
+    run = lensgate("serve", environment={"LENSGATE_HTTP__TLS_CERT": "cert.pem"})
+    assert "LENSGATE_HTTP__TLS_KEY: goes together with LENSGATE_HTTP__TLS_CERT" in run.stderr
 
 
 def test_a_model_and_weights_that_do_not_go_together_are_told_before_anything_is_started(lensgate: Run) -> None:
@@ -159,7 +162,15 @@ def test_an_encrypted_key_is_called_by_its_name(lensgate: Run, tmp_path: Path) -
 
 
 def test_an_unknown_scope_is_refused_by_name(lensgate: Run) -> None:
-    assert "scope" in error_of(lensgate("clients", "create", "app", "--scope", "everything"))
+    line = error_of(lensgate("clients", "create", "app", "--scope", "predict,everything"))
+    assert "There is no scope 'everything': a client needs one or more of the scopes predict, metrics, introspect." in line
+    assert "A client needs one or more of the scopes" in error_of(lensgate("clients", "create", "app", "--scope", ""))
+
+
+@pytest.mark.parametrize("scopes", [["predict metrics"], ["metrics,predict"], ["metrics", "predict"], ["predict, metrics", "predict"]])
+def test_scopes_are_told_as_people_write_lists(lensgate: Run, scopes: list[str]) -> None:
+    made = lensgate("clients", "create", "app", *[part for scope in scopes for part in ("--scope", scope)], "--json")
+    assert json.loads(made.stdout)["scopes"] == ["predict", "metrics"]
 
 
 COMMANDS = [
@@ -183,7 +194,10 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+GROUPS: list[list[str]] = [[], ["clients"], ["keys"], ["tokens"], ["weights"], ["config"], ["db"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS + GROUPS, ids=" ".join)
 def test_every_command_explains_itself_with_an_example(command: list[str]) -> None:
     run = CliRunner().invoke(app, [*command, "--help"])
     assert run.exit_code == 0
@@ -191,8 +205,55 @@ def test_every_command_explains_itself_with_an_example(command: list[str]) -> No
     assert f"lensgate {' '.join(command)}" in example
 
 
+def use(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """The exit code of the command line, and what it wrote on its two streams."""
+    monkeypatch.setattr(sys, "argv", ["lensgate", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    code = end.value.code or 0
+    assert isinstance(code, int)
+    return code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["serve", "--bogus"], "No such option: --bogus; see lensgate serve --help"),
+        (["serve", "more"], "Got unexpected extra argument(s) (more); see lensgate serve --help"),
+        (["sreve"], "No such command 'sreve'. Did you mean 'serve'?; see lensgate --help"),
+        (["clients", "create"], "Missing argument 'name'; see lensgate clients create --help"),
+        (["clients", "create", "x"], "Missing option '--scope'; see lensgate clients create --help"),
+        (
+            ["clients", "rotate-secret", "x", "--overlap-s", "-1"],
+            "Invalid value for '--overlap-s': Input should be greater than or equal to 0; see lensgate clients rotate-secret --help",
+        ),
+        (
+            ["keys", "rotate", "--algorithm", "none"],
+            "Invalid value for '--algorithm': 'none' is not one of 'ES256', 'RS256'; see lensgate keys rotate --help",
+        ),
+    ],
+)
+def test_a_wrong_use_is_one_line_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], what: str
+) -> None:
+    assert use(monkeypatch, capsys, *arguments) == (2, "", f"lensgate: error: {what}\n")
+
+
+def test_help_and_version_are_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, shown, _ = use(monkeypatch, capsys, "-h")
+    assert (code, shown) == use(monkeypatch, capsys, "--help")[:2]
+    assert code == 0
+    assert use(monkeypatch, capsys, "serve", "-h")[0] == 0
+    # A group alone is no command, but whoever types it wants to know what there is.
+    code, _, explained = use(monkeypatch, capsys)
+    assert (code, explained) == (2, shown)
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert use(monkeypatch, capsys, "--version") == (0, f"lensgate {project['version']}\n", "")
+
+
 def test_the_list_of_commands_above_is_whole() -> None:
     named = [[command.name or command.callback.__name__] for command in app.registered_commands if command.callback]
+    assert sorted(str(group.name) for group in app.registered_groups) == sorted(group for names in GROUPS for group in names)
     for group in app.registered_groups:
         assert group.typer_instance is not None
         named += [[str(group.name), str(command.name)] for command in group.typer_instance.registered_commands]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,6 +35,23 @@ def test_the_demo_says_so_when_the_packaged_weights_stand_in(lensgate: Run, tmp_
     run = lensgate("demo", "--once", environment={"TORCH_HOME": str(tmp_path / "file" / "cache"), "COLUMNS": "300"})
     assert run.returncode == 0, run.stderr
     assert "the packaged efficientnet_lite0 answers instead" in run.stdout
+
+
+def test_the_demo_says_in_one_line_why_a_model_cannot_be_had(lensgate: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    run = lensgate("demo", "--once", "--model", "resnet50", environment={"TORCH_HOME": str(tmp_path / "file" / "cache")})
+    assert run.returncode == 1
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("lensgate: error: The weights c")
+    assert "resnet50-" in line
+
+
+def test_a_taken_port_is_called_by_the_demos_own_name(lensgate: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        run = lensgate("demo", "--port", str(taken.getsockname()[1]))
+    assert run.returncode == 1
+    (line,) = run.stderr.splitlines()
+    assert line.endswith("it is taken by another program (--port)")
 
 
 def test_the_printed_commands_repeat_it_while_it_stays_up_and_ctrl_c_ends_it(tmp_path: Path) -> None:

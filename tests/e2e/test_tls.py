@@ -54,5 +54,18 @@ def test_plain_http_beyond_loopback_says_so_and_loopback_does_not(start_service:
     assert not [line for line in service.log if line["event"] == "plain_http"]
 
 
+def test_an_issuer_that_nobody_can_call_is_warned_of(start_service: Callable[..., Service], service: Service) -> None:
+    warned = start_service({"LENSGATE_HTTP__HOST": "0.0.0.0"}).wait_for("issuer_is_no_address")
+    assert str(warned["url"]).startswith("http://0.0.0.0:")
+    assert "LENSGATE_SECURITY__ISSUER" in warned["hint"]
+    assert not [line for line in service.log if line["event"] == "issuer_is_no_address"]
+
+
+def test_an_issuer_that_is_set_is_not_warned_of(start_service: Callable[..., Service]) -> None:
+    named = start_service({"LENSGATE_HTTP__HOST": "0.0.0.0", "LENSGATE_SECURITY__ISSUER": "http://gate.example.com"})
+    named.wait_for("worker_serving")
+    assert not [line for line in named.log if line["event"] == "issuer_is_no_address"]
+
+
 def test_an_empty_registry_says_how_to_make_the_first_client(start_service: Callable[..., Service]) -> None:
     assert "lensgate clients create" in start_service().wait_for("no_clients")["hint"]

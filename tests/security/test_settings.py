@@ -16,6 +16,12 @@ def test_the_password_of_the_database_is_not_shown() -> None:
     assert "hunter2" not in repr(settings) + settings.model_dump_json()
 
 
+def test_a_token_can_be_set_to_live_for_a_second() -> None:
+    assert SecuritySettings(token_ttl_s=1).token_ttl_s == 1
+    with pytest.raises(ValidationError):
+        SecuritySettings(token_ttl_s=0)
+
+
 def test_no_token_can_be_set_to_live_longer_than_the_verifier_allows() -> None:
     assert SecuritySettings(token_ttl_s=MAX_TOKEN_LIFETIME_S).token_ttl_s == MAX_TOKEN_LIFETIME_S
     with pytest.raises(ValidationError):

@@ -150,7 +150,7 @@ def test_two_profiles_of_one_name_or_issuer_are_refused(same: str, what: str) ->
 
 
 def test_a_tier_that_is_not_there_stops_the_start() -> None:
-    with pytest.raises(ValidationError, match="the tier of 'idp' is not in TIERS"):
+    with pytest.raises(ValidationError, match="must have 'gold', the tier of 'idp'"):
         SecuritySettings.model_validate({"trusted_issuers": [{**MINIMAL, "tier": "gold"}]})
 
 
