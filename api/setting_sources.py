@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -9,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
-from dotenv import dotenv_values
+from dotenv.parser import Binding, parse_stream
 from pydantic.fields import FieldInfo
 from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource
 
@@ -24,6 +25,10 @@ _FROM_KUBERNETES: Final = re.compile(
     f"|{_SERVICE}_PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?=.*",
     re.DOTALL,
 )
+
+
+logging.getLogger("dotenv").setLevel(logging.ERROR)
+"""It warns of a line that it cannot read, and goes on; `broken_lines` stops the start."""
 
 
 class Environment(EnvSettingsSource):
@@ -56,13 +61,30 @@ def unknown_names(known: Collection[str]) -> Iterator[str]:
         UnicodeDecodeError: it is no UTF-8 text.
     """
     names = {name for name, value in os.environ.items() if not _FROM_KUBERNETES.fullmatch(f"{name}={value}")}
-    if Path(ENV_FILE).is_file():
-        names |= dotenv_values(ENV_FILE).keys()
+    names |= {binding.key for binding in _env_file() if binding.key}
     for name in {name.upper() for name in names}:
         # Validation looks at what is inside a setting.
         if name.startswith(PREFIX) and not any(name == setting or name.startswith(f"{setting}__") for setting in known):
             right = _nearest(name, known)
             yield f"{name}: no such setting" + (f"; did you mean {right}?" if right else "")
+
+
+def broken_lines() -> Iterator[str]:
+    """What is wrong with each line of `.env` that gives no setting a value; never the line itself, which may hold a secret.
+
+    Raises:
+        OSError: there is a `.env` that cannot be read.
+        UnicodeDecodeError: it is no UTF-8 text.
+    """
+    for binding in _env_file():
+        if binding.error or (binding.value is None and (binding.key or "").upper().startswith(PREFIX)):
+            yield f"{ENV_FILE}, line {binding.original.line}: must be NAME=value"
+
+
+def _env_file() -> Iterator[Binding]:
+    if os.path.lexists(ENV_FILE):  # also a folder or a link to nowhere, which container engines make where a file is missing
+        with Path(ENV_FILE).open(encoding="utf-8") as file:
+            yield from parse_stream(file)
 
 
 def _nearest(name: str, known: Collection[str]) -> str | None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from api.setting_sources import ENV_FILE, PREFIX, EnvFile, Environment, unknown_names
+from api.setting_sources import ENV_FILE, PREFIX, EnvFile, Environment, broken_lines, unknown_names
 from inference.settings import InferenceSettings
 from security.client_address import parse_network
 from security.middleware.body_limit import DEFAULT_MAX_BODIES_BYTES
@@ -238,10 +238,10 @@ def load_settings() -> Settings:
     """Read the settings of this process.
 
     Raises:
-        ConfigurationError: one message that lists every unknown name and every bad value, by name and without the value.
+        ConfigurationError: one message that lists every unknown name, every bad value and every broken line, without what is in them.
     """
     try:
-        problems = list(unknown_names([name for name, _, _ in walk_settings()]))
+        problems = [*broken_lines(), *unknown_names([name for name, _, _ in walk_settings()])]
         settings = Settings()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
