@@ -11,7 +11,7 @@ import pybase64
 from starlette.requests import Request
 
 from api.errors import InvalidRequest, MalformedBody, UnsupportedMediaType
-from api.multipart import PART_NAME, parse_files
+from api.multipart import PART_NAME, TooManyParts, parse_files
 from security.errors import BodyTooLarge
 
 RAW_TYPES: Final = ("image/jpeg", "image/png", "image/webp")
@@ -69,10 +69,7 @@ async def read_picture(request: Request, *, max_bytes: int) -> bytes:
     if kind == JSON_TYPE:
         return decode_base64(_decode_json(_PREDICT_DECODER, body).image, max_bytes=max_bytes)
     if kind == MULTIPART_TYPE:
-        files = parse_files(body, request.headers["content-type"], max_files=2)
-        if len(files) != 1:
-            raise MalformedBody(f'The multipart body must have exactly one part "{PART_NAME}".')
-        return files[0]
+        return _only_file(body, request.headers["content-type"])
     return body
 
 
@@ -117,6 +114,16 @@ def decode_base64(text: str, *, max_bytes: int) -> bytes:
         return pybase64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidRequest("A picture is not valid base64.") from error
+
+
+def _only_file(body: bytes, content_type: str) -> bytes:
+    try:
+        files = parse_files(body, content_type, max_files=1)
+    except TooManyParts:
+        files = []
+    if not files:
+        raise MalformedBody(f'The multipart body must have exactly one part "{PART_NAME}".')
+    return files[0]
 
 
 def _decode_alone(text: str, max_bytes: int) -> bytes | Exception:

@@ -12,6 +12,10 @@ from api.errors import InvalidRequest, MalformedBody
 PART_NAME: Final = "file"
 
 
+class TooManyParts(InvalidRequest):
+    """There are more parts than are read."""
+
+
 def parse_files(body: bytes, content_type: str, *, max_files: int) -> list[bytes]:
     """The contents of the parts called `file`, in order.
 
@@ -22,7 +26,7 @@ def parse_files(body: bytes, content_type: str, *, max_files: int) -> list[bytes
 
     Raises:
         MalformedBody: no boundary, broken or cut off, or a part that is no file called `file`.
-        InvalidRequest: more than `max_files` parts.
+        TooManyParts: more than `max_files`.
     """
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
@@ -67,8 +71,8 @@ def _check_delimiters(body: bytes, delimiter: bytes, max_files: int) -> None:
     raise _too_many(max_files)
 
 
-def _too_many(max_files: int) -> InvalidRequest:
-    return InvalidRequest(f"There are more parts than are allowed here: {max_files}.")
+def _too_many(max_files: int) -> TooManyParts:
+    return TooManyParts(f"There are more parts than are allowed here: {max_files}.")
 
 
 class _Reader:

@@ -175,10 +175,13 @@ def test_multipart_without_a_boundary_is_400(gate: Gate) -> None:
     assert (response.status_code, response.json()["code"]) == (400, "malformed_body")
 
 
-def test_attack_66_two_file_parts_are_400(gate: Gate, picture: Picture) -> None:
-    response = gate.predict(files=[("file", ("a", picture())), ("file", ("b", picture()))])
+@pytest.mark.parametrize("count", [2, 3, 4, 1000])
+def test_attack_66_any_number_of_file_parts_but_one_is_400(gate: Gate, picture: Picture, count: int) -> None:
+    # Small, so that a thousand of them are no body that is too large.
+    response = gate.predict(files=[("file", ("a", picture()[:40]))] * count)
 
     assert (response.status_code, response.json()["code"]) == (400, "malformed_body")
+    assert "exactly one part" in response.json()["detail"]
     assert gate.model.pictures_seen == 0
 
 
