@@ -48,6 +48,11 @@ _SHAPES: Final = (
 
 Responses = dict[int | str, dict[str, Any]]
 
+RETRY_AFTER: Final[dict[str, Any]] = {"Retry-After": {"schema": {"type": "integer"}}}
+_CHALLENGE: Final[dict[str, Any]] = {"WWW-Authenticate": {"schema": {"type": "string"}}}
+_HEADERS: Final = {401: _CHALLENGE, 403: _CHALLENGE, 429: RETRY_AFTER, 503: RETRY_AFTER}
+"""What an error says of itself in its header, by its status."""
+
 
 def reference(shape: type) -> dict[str, Any]:
     """A reference to the schema of one of `api.schemas`."""
@@ -72,9 +77,9 @@ def _problem(status: int | str, codes: Sequence[str]) -> dict[str, Any]:
         "description": "; ".join(f"`{code}`: {KINDS[code].title.lower()}" for code in codes) + ".",
         "content": {"application/problem+json": {"schema": reference(schemas.Problem)}},
     }
-    header = {401: "WWW-Authenticate", 403: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}.get(int(status))
-    if header:
-        described["headers"] = {header: {"schema": {"type": "integer" if header == "Retry-After" else "string"}}}
+    headers = _HEADERS.get(int(status))
+    if headers:
+        described["headers"] = headers
     return described
 
 

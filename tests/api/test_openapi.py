@@ -70,6 +70,11 @@ def test_predict_documents_every_status_that_it_can_answer(document: dict[str, A
     assert documented == {"200"} | {str(kind.status) for code, kind in KINDS.items() if code not in not_of_this_route}
 
 
+@pytest.mark.parametrize("path", ["/readyz", "/healthz"])
+def test_a_probe_that_is_503_says_when_to_come_back(document: dict[str, Any], path: str) -> None:
+    assert "Retry-After" in document["paths"][path]["get"]["responses"]["503"]["headers"]
+
+
 def test_predict_documents_its_bodies_and_its_parameter(document: dict[str, Any]) -> None:
     operation = document["paths"]["/predict"]["post"]
 
