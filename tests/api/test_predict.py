@@ -28,6 +28,7 @@ def _body_forms(data: bytes) -> dict[str, dict[str, Any]]:
         "json": {"json": {"image": _base64(data)}},
         "data url": {"json": {"image": "data:image/png;name=x;base64," + _base64(data)}},
         "multipart": {"files": {"file": ("a.jpg", data)}},
+        "multipart, without a file name": {"files": {"file": (None, data)}},
         "chunked": {"content": iter([data[:100], data[100:]]), "headers": {"Content-Type": "image/webp"}},
     }
 
@@ -156,12 +157,13 @@ def test_base64_that_is_not_strict_is_422(gate: Gate, text: str) -> None:
         b"no boundary here",
         b"--x\r\n",
         b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\ndata',
-        b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\ndata\r\n--x--\r\n',
+        b'--x\r\nContent-Disposition: form-data; filename="file"\r\n\r\ndata\r\n--x--\r\n',
+        b'--x\r\nContent-Disposition: attachment; name="file"\r\n\r\ndata\r\n--x--\r\n',
         b'--x\r\nContent-Disposition: form-data; name="other"; filename="a"\r\n\r\ndata\r\n--x--\r\n',
         b"--x\r\n\r\ndata\r\n--x--\r\n",
         b"--x--\r\n",
     ],
-    ids=["none", "cut off in the head", "cut off in the data", "no file", "other name", "no head", "no part"],
+    ids=["none", "cut off in the head", "cut off in the data", "no name", "no form-data", "other name", "no head", "no part"],
 )
 def test_multipart_that_is_not_one_file_is_400(gate: Gate, body: bytes) -> None:
     response = gate.predict(content=body, headers={"Content-Type": "multipart/form-data; boundary=x"})
