@@ -57,6 +57,15 @@ class RateLimited(SecurityError):
         self.retry_after_s = retry_after_s
 
 
+class BatchAboveLimit(SecurityError):
+    """The batch has more pictures than the client may send in a whole window: waiting would never help."""
+
+    def __init__(self, images: int, limit: int, window_s: int) -> None:
+        super().__init__(
+            f"This client may send at most {limit} images in {window_s} seconds, so a batch of {images} can never pass: send smaller ones."
+        )
+
+
 class TooManyInFlight(SecurityError):
     """The client has as many requests in flight as its tier allows."""
 
