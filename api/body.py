@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import binascii
-import re
-from typing import Final, TypeVar
+from typing import Final
 
-import msgspec
 import pybase64
 from starlette.requests import Request
 
 from api.errors import InvalidRequest, MalformedBody, UnsupportedMediaType
+from api.json_body import check_syntax, decode_image, decode_images
 from api.multipart import PART_NAME, TooManyParts, parse_files
 from security.errors import BodyTooLarge
 
@@ -25,31 +24,6 @@ _MAX_DATA_URL_HEADER: Final = 256
 _SMALL_BYTES: Final = 4096
 """A shorter piece of a body is joined with its neighbours while it waits for the rest, until they have `_JOINED_BYTES`."""
 _JOINED_BYTES: Final = 65_536
-
-_INVALID_AT: Final = re.compile(r"\(byte ([0-9]+)\)$")
-"""Where msgspec says that the JSON is malformed. Looking for a NaN everywhere would take 0.3 s for 10 MB of commas."""
-_NON_FINITE: Final = (b"NaN", b"Infinity")
-"""What JavaScript and Python write for numbers that JSON does not have (RFC 8259 section 6), behind their sign."""
-
-
-class PredictBody(msgspec.Struct, forbid_unknown_fields=True):
-    """The JSON form of `/predict`."""
-
-    image: str
-
-
-class BatchBody(msgspec.Struct, forbid_unknown_fields=True):
-    """The JSON form of `/predict/batch`."""
-
-    images: list[str]
-
-
-_Body = TypeVar("_Body")
-
-_PREDICT_DECODER: Final = msgspec.json.Decoder(PredictBody)
-_BATCH_DECODER: Final = msgspec.json.Decoder(BatchBody)
-_ANY_DECODER: Final = msgspec.json.Decoder(msgspec.Raw)
-"""Reads all of a body and builds nothing of it: some 40 ms for 10 MiB of the worst there is, arrays in arrays."""
 
 
 async def read_picture(request: Request, *, max_bytes: int) -> bytes:
@@ -69,7 +43,7 @@ async def read_picture(request: Request, *, max_bytes: int) -> bytes:
     kind = _media_type(request, (*RAW_TYPES, JSON_TYPE, MULTIPART_TYPE))
     body = await _read(request)
     if kind == JSON_TYPE:
-        return decode_base64(_decode_json(_PREDICT_DECODER, body).image, max_bytes=max_bytes)
+        return decode_base64(decode_image(body), max_bytes=max_bytes)
     if kind == MULTIPART_TYPE:
         return _only_file(body, request.headers["content-type"])
     return body
@@ -89,9 +63,9 @@ async def read_pictures(request: Request, *, max_images: int, max_bytes: int) ->
     else:
         # Counted before parsing: millions of one-letter strings would take fifteen times their size. A data: URL has one comma of its own.
         if body.count(b",") > 2 * max_images:
-            _check_syntax(body)
+            check_syntax(body)
             raise InvalidRequest(f"There are more pictures than are allowed in one request: {max_images}.")
-        pictures = [_decode_alone(text, max_bytes) for text in _decode_json(_BATCH_DECODER, body).images]
+        pictures = [_decode_alone(text, max_bytes) for text in decode_images(body)]
     if not pictures:
         raise InvalidRequest("There is no picture in the request.")
     if len(pictures) > max_images:
@@ -112,7 +86,7 @@ def decode_base64(text: str, *, max_bytes: int) -> bytes:
             raise InvalidRequest("A data: URL must be of the form data:image/jpeg;base64,...")
         text = rest
     if len(text) // 4 * 3 - text[-2:].count("=") > max_bytes:
-        raise BodyTooLarge("The picture is too large.")
+        raise BodyTooLarge(max_bytes, "picture")
     try:
         return pybase64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
@@ -160,31 +134,3 @@ async def _read(request: Request) -> bytes:
     if not body:
         raise UnsupportedMediaType("The body is empty.")
     return body
-
-
-def _decode_json(decoder: msgspec.json.Decoder[_Body], body: bytes) -> _Body:
-    try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        # Told at the first thing that is of the wrong form; what follows may be no JSON.
-        _check_syntax(body)
-        raise InvalidRequest("The JSON is not of the form that is documented for this path.") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _no_json(body, error) from error
-
-
-def _check_syntax(body: bytes) -> None:
-    try:
-        _ANY_DECODER.decode(body)
-        body.decode()  # msgspec leaves what it skips unchecked
-    except RecursionError as error:  # nobody reads on to find out what it is (RFC 8259 section 9)
-        raise InvalidRequest("The JSON is nested too deeply.") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _no_json(body, error) from error
-
-
-def _no_json(body: bytes, error: Exception) -> InvalidRequest | MalformedBody:
-    place = _INVALID_AT.search(str(error))
-    if place and body.startswith(_NON_FINITE, int(place[1])):
-        return InvalidRequest("JSON has no NaN and no Infinity.")
-    return MalformedBody("The body is not valid JSON.")

@@ -32,10 +32,10 @@ class InsufficientScope(SecurityError):
 
 
 class BodyTooLarge(SecurityError):
-    """The request's body is larger than the limit, by its own declaration or by count."""
+    """The request's body is larger than the limit, by its own declaration or by count; or so is what it stands for, `what`."""
 
-    def __init__(self, message: str = "The request body is too large.") -> None:
-        super().__init__(message)
+    def __init__(self, limit_bytes: int, what: str = "request body") -> None:
+        super().__init__(f"The {what} is larger than the {limit_bytes} bytes that are allowed.")
 
 
 class UnsupportedContentEncoding(SecurityError):

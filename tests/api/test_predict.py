@@ -144,6 +144,32 @@ def test_json_of_another_shape_is_422_and_is_not_echoed(gate: Gate, body: str) -
     assert "s3cret" not in response.text
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "told"),
+    [
+        ("/predict", "{}", 'The JSON must be of the form {"image": "<base64>"}. Object missing required field `image`.'),
+        ("/predict", '{"image": 5}', 'The JSON must be of the form {"image": "<base64>"}. Expected `str`, got `int` - at `$.image`.'),
+        ("/predict", '{"image": 1e999}', 'The JSON must be of the form {"image": "<base64>"}. Number out of range - at `$.image`.'),
+        ("/predict", "[]", 'The JSON must be of the form {"image": "<base64>"}. Expected `object`, got `array`.'),
+        ("/predict", '{"s3cret`": 1}', 'The JSON must be of the form {"image": "<base64>"}. It may have no other member.'),
+        (
+            "/predict/batch",
+            '{"images": ["a", null]}',
+            'The JSON must be of the form {"images": ["<base64>", ...]}. Expected `str`, got `null` - at `$.images[1]`.',
+        ),
+        (
+            "/predict/batch",
+            '{"Expected `str`, got `int`": 1}',
+            'The JSON must be of the form {"images": ["<base64>", ...]}. It may have no other member.',
+        ),
+    ],
+)
+def test_json_of_another_shape_is_told_the_right_one_and_what_is_wrong(gate: Gate, path: str, body: str, told: str) -> None:
+    response = gate.predict(path=path, content=body, headers={"Content-Type": "application/json"})
+
+    assert response.json()["detail"] == told
+
+
 @pytest.mark.parametrize("text", ["aGk", "aG k=", "aGk=\n", "a-_=", "aGk=aGk=", "=aGk", "é", "data:image/png,abc", "data:;base64", "data:"])
 def test_base64_that_is_not_strict_is_422(gate: Gate, text: str) -> None:
     response = gate.predict(json={"image": text})
@@ -199,6 +225,7 @@ def test_a_body_over_the_limit_is_413_and_closes_the_connection(gate: Gate) -> N
     response = gate.predict(content=bytes(limit + 1), headers={"Content-Type": "image/jpeg"})
 
     assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
+    assert str(limit) in response.json()["detail"]
     assert response.headers["connection"] == "close"
 
 
