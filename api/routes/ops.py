@@ -11,7 +11,7 @@ from api import schemas
 from api.access import public
 from api.direct_route import DirectRoute
 from api.errors import refusal_for
-from api.openapi import RETRY_AFTER, answer, problems
+from api.openapi import answer, problems
 from api.services import Services, services_of
 from inference.errors import EngineUnavailable
 
@@ -46,7 +46,7 @@ async def readyz(request: Request) -> Response:
     response_class=Response,
     responses={
         200: answer(schemas.HealthAnswer, "As /readyz."),
-        503: {**answer(schemas.HealthAnswer, "Not ready, or draining."), "headers": RETRY_AFTER},
+        503: answer(schemas.HealthAnswer, "Not ready, or draining."),
     },
 )
 @public
