@@ -52,8 +52,9 @@ def create_app(services: Services) -> FastAPI:
         RuntimeError: a route does not say who may call it.
     """
     routes = _routes(docs=services.settings.http.docs)
-    access = access_table(routes)
-    document = msgspec.json.encode(build_document(routes))
+    # Switched off, the pages stay public: nobody is told that a token would help.
+    access = access_table([*routes, *pages.router.routes])
+    document = msgspec.json.encode(build_document(routes, max_batch_images=services.settings.http.max_batch_images))
     app = _Application(
         title=TITLE,
         version=API_VERSION,

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import binascii
-import re
-from typing import Final, TypeVar
+from typing import Final
 
-import msgspec
 import pybase64
 from starlette.requests import Request
 
 from api.errors import InvalidRequest, MalformedBody, UnsupportedMediaType
-from api.multipart import PART_NAME, parse_files
+from api.json_body import check_syntax, decode_image, decode_images
+from api.multipart import PART_NAME, TooManyParts, parse_files
 from security.errors import BodyTooLarge
 
 RAW_TYPES: Final = ("image/jpeg", "image/png", "image/webp")
@@ -25,29 +24,6 @@ _MAX_DATA_URL_HEADER: Final = 256
 _SMALL_BYTES: Final = 4096
 """A shorter piece of a body is joined with its neighbours while it waits for the rest, until they have `_JOINED_BYTES`."""
 _JOINED_BYTES: Final = 65_536
-
-_INVALID_AT: Final = re.compile(r"\(byte ([0-9]+)\)$")
-"""Where msgspec says that the JSON is malformed. Looking for a NaN everywhere would take 0.3 s for 10 MB of commas."""
-_NON_FINITE: Final = (b"NaN", b"Infinity")
-"""What JavaScript and Python write for numbers that JSON does not have (RFC 8259 section 6), behind their sign."""
-
-
-class PredictBody(msgspec.Struct, forbid_unknown_fields=True):
-    """The JSON form of `/predict`."""
-
-    image: str
-
-
-class BatchBody(msgspec.Struct, forbid_unknown_fields=True):
-    """The JSON form of `/predict/batch`."""
-
-    images: list[str]
-
-
-_Body = TypeVar("_Body")
-
-_PREDICT_DECODER: Final = msgspec.json.Decoder(PredictBody)
-_BATCH_DECODER: Final = msgspec.json.Decoder(BatchBody)
 
 
 async def read_picture(request: Request, *, max_bytes: int) -> bytes:
@@ -67,12 +43,9 @@ async def read_picture(request: Request, *, max_bytes: int) -> bytes:
     kind = _media_type(request, (*RAW_TYPES, JSON_TYPE, MULTIPART_TYPE))
     body = await _read(request)
     if kind == JSON_TYPE:
-        return decode_base64(_decode_json(_PREDICT_DECODER, body).image, max_bytes=max_bytes)
+        return decode_base64(decode_image(body), max_bytes=max_bytes)
     if kind == MULTIPART_TYPE:
-        files = parse_files(body, request.headers["content-type"], max_files=2)
-        if len(files) != 1:
-            raise MalformedBody(f'The multipart body must have exactly one part "{PART_NAME}".')
-        return files[0]
+        return _only_file(body, request.headers["content-type"])
     return body
 
 
@@ -90,8 +63,9 @@ async def read_pictures(request: Request, *, max_images: int, max_bytes: int) ->
     else:
         # Counted before parsing: millions of one-letter strings would take fifteen times their size. A data: URL has one comma of its own.
         if body.count(b",") > 2 * max_images:
+            check_syntax(body)
             raise InvalidRequest(f"There are more pictures than are allowed in one request: {max_images}.")
-        pictures = [_decode_alone(text, max_bytes) for text in _decode_json(_BATCH_DECODER, body).images]
+        pictures = [_decode_alone(text, max_bytes) for text in decode_images(body)]
     if not pictures:
         raise InvalidRequest("There is no picture in the request.")
     if len(pictures) > max_images:
@@ -112,11 +86,21 @@ def decode_base64(text: str, *, max_bytes: int) -> bytes:
             raise InvalidRequest("A data: URL must be of the form data:image/jpeg;base64,...")
         text = rest
     if len(text) // 4 * 3 - text[-2:].count("=") > max_bytes:
-        raise BodyTooLarge("The picture is too large.")
+        raise BodyTooLarge(max_bytes, "picture")
     try:
         return pybase64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidRequest("A picture is not valid base64.") from error
+
+
+def _only_file(body: bytes, content_type: str) -> bytes:
+    try:
+        files = parse_files(body, content_type, max_files=1)
+    except TooManyParts:
+        files = []
+    if not files:
+        raise MalformedBody(f'The multipart body must have exactly one part "{PART_NAME}".')
+    return files[0]
 
 
 def _decode_alone(text: str, max_bytes: int) -> bytes | Exception:
@@ -150,15 +134,3 @@ async def _read(request: Request) -> bytes:
     if not body:
         raise UnsupportedMediaType("The body is empty.")
     return body
-
-
-def _decode_json(decoder: msgspec.json.Decoder[_Body], body: bytes) -> _Body:
-    try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest("The JSON is not of the form that is documented for this path.") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        place = _INVALID_AT.search(str(error))
-        if place and body.startswith(_NON_FINITE, int(place[1])):
-            raise InvalidRequest("JSON has no NaN and no Infinity.") from error
-        raise MalformedBody("The body is not valid JSON.") from error

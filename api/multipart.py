@@ -1,4 +1,4 @@
-"""`multipart/form-data` (RFC 7578) that is in memory already: only file parts of one name, a bounded number of them, nothing on disk."""
+"""`multipart/form-data` (RFC 7578) that is in memory already: only parts of one name, a bounded number of them, nothing on disk."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from api.errors import InvalidRequest, MalformedBody
 PART_NAME: Final = "file"
 
 
+class TooManyParts(InvalidRequest):
+    """There are more parts than are read."""
+
+
 def parse_files(body: bytes, content_type: str, *, max_files: int) -> list[bytes]:
     """The contents of the parts called `file`, in order.
 
@@ -21,8 +25,8 @@ def parse_files(body: bytes, content_type: str, *, max_files: int) -> list[bytes
         max_files: the most parts that are read.
 
     Raises:
-        MalformedBody: no boundary, broken or cut off, or a part that is no file called `file`.
-        InvalidRequest: more than `max_files` parts.
+        MalformedBody: no boundary, broken or cut off, or a part that is not called `file`.
+        TooManyParts: more than `max_files`.
     """
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
@@ -67,8 +71,8 @@ def _check_delimiters(body: bytes, delimiter: bytes, max_files: int) -> None:
     raise _too_many(max_files)
 
 
-def _too_many(max_files: int) -> InvalidRequest:
-    return InvalidRequest(f"There are more parts than are allowed here: {max_files}.")
+def _too_many(max_files: int) -> TooManyParts:
+    return TooManyParts(f"There are more parts than are allowed here: {max_files}.")
 
 
 class _Reader:
@@ -100,8 +104,9 @@ class _Reader:
 
     def on_headers_finished(self) -> None:
         kind, options = parse_options_header(self._disposition)
-        if kind != b"form-data" or options.get(b"name") != PART_NAME.encode() or b"filename" not in options:
-            raise MalformedBody(f'Every part must be a file with the name "{PART_NAME}".')
+        # With a file name or without: it is optional (RFC 7578 section 4.2), and the bytes decide what a picture is.
+        if kind != b"form-data" or options.get(b"name") != PART_NAME.encode():
+            raise MalformedBody(f'Every part must have the name "{PART_NAME}".')
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         self._data += data[start:end]

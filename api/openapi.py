@@ -13,6 +13,7 @@ from api import schemas
 from api.access import access_of
 from api.direct_route import DirectRoute
 from api.errors import KINDS
+from api.openapi_headers import HEADERS, headers_of
 from security.access import PUBLIC
 
 TITLE: Final = "Lensgate"
@@ -29,7 +30,10 @@ _SCOPES: Final = {
 TOKEN_PATH: Final = "/oauth2/token"  # noqa: S105 # a path, no secret
 REVOCATION_PATH: Final = "/oauth2/revoke"
 INTROSPECTION_PATH: Final = "/oauth2/introspect"
+BATCH_PATH: Final = "/predict/batch"
 _SCHEME: Final = "clientCredentials"
+_CLIENT_SCHEME: Final = "clientIdAndSecret"
+_CLIENT: Final = "The client's id and secret (RFC 6749 section 2.3.1). They may stand in the form instead, but not in both."
 _REF: Final = "#/components/schemas/{name}"
 _SHAPES: Final = (
     schemas.Problem,
@@ -64,22 +68,23 @@ def problems(*codes: str) -> Responses:
     by_status: dict[int | str, list[str]] = {}
     for code in codes:
         by_status.setdefault(KINDS[code].status, []).append(code)
-    return {status: _problem(status, together) for status, together in sorted(by_status.items(), key=str)}
+    return {status: _problem(together) for status, together in sorted(by_status.items(), key=str)}
 
 
-def _problem(status: int | str, codes: Sequence[str]) -> dict[str, Any]:
-    described = {
+def _problem(codes: Sequence[str]) -> dict[str, Any]:
+    return {
         "description": "; ".join(f"`{code}`: {KINDS[code].title.lower()}" for code in codes) + ".",
         "content": {"application/problem+json": {"schema": reference(schemas.Problem)}},
     }
-    header = {401: "WWW-Authenticate", 403: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}.get(int(status))
-    if header:
-        described["headers"] = {header: {"schema": {"type": "integer" if header == "Retry-After" else "string"}}}
-    return described
 
 
-def build_document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
-    """The document of an app's routes. Which errors and which scope go with an operation follows from its declared access."""
+def build_document(routes: Iterable[BaseRoute], *, max_batch_images: int) -> dict[str, Any]:
+    """The document of an app's routes. Which errors and which scope go with an operation follows from its declared access.
+
+    Args:
+        routes: all of them.
+        max_batch_images: the most pictures in a batch, which is a setting and no constant.
+    """
     documented = [route for route in routes if isinstance(route, DirectRoute) and route.include_in_schema]
     document = get_openapi(title=TITLE, version=API_VERSION, description=_DESCRIPTION, routes=documented)
     for route in documented:
@@ -88,15 +93,28 @@ def build_document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
             common = problems(*_COMMON_CODES) if access == PUBLIC else problems(*_GUARDED_CODES)
             for status, described in common.items():
                 operation["responses"].setdefault(str(status), described)
-            operation["security"] = [] if access == PUBLIC else [{_SCHEME: [access]}]
+            for status, described in operation["responses"].items():
+                described["headers"] = headers_of(str(status))
+            operation["security"] = _security(route.path, access)
+    for body in document["paths"][BATCH_PATH]["post"]["requestBody"]["content"].values():
+        [pictures] = body["schema"]["properties"].values()
+        pictures["maxItems"] = max_batch_images
     _, shapes = msgspec.json.schema_components(_SHAPES, ref_template=_REF)
     document["components"] = {
+        "headers": HEADERS,
         "schemas": {**shapes, "BatchAnswer": _batch_answer()},
         "securitySchemes": {
             _SCHEME: {"type": "oauth2", "flows": {"clientCredentials": {"tokenUrl": TOKEN_PATH, "scopes": _SCOPES}}},
+            _CLIENT_SCHEME: {"type": "http", "scheme": "basic", "description": _CLIENT},
         },
     }
     return document
+
+
+def _security(path: str, access: str) -> list[dict[str, list[str]]]:
+    if path in {TOKEN_PATH, REVOCATION_PATH, INTROSPECTION_PATH}:
+        return [{_CLIENT_SCHEME: []}, {}]  # in the header, or in the form
+    return [] if access == PUBLIC else [{_SCHEME: [access]}]
 
 
 _COMMON_CODES: Final = ("malformed_body", "slow_client", "uri_too_long", "headers_too_large", "rate_limited", "internal_error")

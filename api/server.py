@@ -23,6 +23,8 @@ from security.wire_protocol import LAST_CALL_S, guarded_protocol
 _STOP_MARGIN_S: Final = 3.0
 """What is kept of the grace period for the supervisor and the engine to end after the workers."""
 _MAX_OPEN_FILES: Final = 65_536
+_CROWD: Final = 4096
+"""Connections, of some 11 KiB each where they idle."""
 
 _log: Final = structlog.get_logger()
 
@@ -53,6 +55,7 @@ class Server(uvicorn.Server):
             body_timeout_s=http.body_timeout_s,
             max_header_bytes=http.max_header_bytes,
             drain_s=drain_s,
+            crowd=_crowd(),
         )
         self._guard = WireGuard(limits, renderer(over_tls=http.tls_cert is not None), on_refused)
         super().__init__(
@@ -148,3 +151,9 @@ def allow_many_connections() -> None:
     wanted = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _crowd() -> int:
+    """How many connections are a crowd: half of the open files are left to new ones, and to what serves them."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _CROWD if soft == resource.RLIM_INFINITY else min(_CROWD, soft // 2)

@@ -95,7 +95,7 @@ class HttpSettings(BaseModel):
     grace_s: float = Field(
         default=25.0, validate_default=True, gt=0, le=600, description="On SIGTERM: the most seconds until everything has ended."
     )
-    docs: bool = Field(default=True, description="Serve /docs and /openapi.json.")
+    docs: bool = Field(default=True, description="Serve /docs and /openapi.json to anyone; else they are 404 to everybody.")
 
     @field_validator("cors_origins", "trusted_proxies", mode="before")
     @classmethod

@@ -32,10 +32,10 @@ class InsufficientScope(SecurityError):
 
 
 class BodyTooLarge(SecurityError):
-    """The request's body is larger than the limit, by its own declaration or by count."""
+    """The request's body is larger than the limit, by its own declaration or by count; or so is what it stands for, `what`."""
 
-    def __init__(self, message: str = "The request body is too large.") -> None:
-        super().__init__(message)
+    def __init__(self, limit_bytes: int, what: str = "request body") -> None:
+        super().__init__(f"The {what} is larger than the {limit_bytes} bytes that are allowed.")
 
 
 class UnsupportedContentEncoding(SecurityError):
@@ -55,6 +55,15 @@ class RateLimited(SecurityError):
     def __init__(self, retry_after_s: int) -> None:
         super().__init__("The limit on requests is used up: wait as Retry-After says.")
         self.retry_after_s = retry_after_s
+
+
+class BatchAboveLimit(SecurityError):
+    """The batch has more pictures than the client may send in a whole window: waiting would never help."""
+
+    def __init__(self, images: int, limit: int, window_s: int) -> None:
+        super().__init__(
+            f"This client may send at most {limit} images in {window_s} seconds, so a batch of {images} can never pass: send smaller ones."
+        )
 
 
 class TooManyInFlight(SecurityError):

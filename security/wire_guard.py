@@ -32,12 +32,16 @@ class WireLimits:
         body_timeout_s: the longest time in which a body, or an answer that the client must take, may fall short of `MIN_BYTES_PER_S`.
         max_header_bytes: the most bytes in one request's header fields.
         drain_s: how long after the start of a shutdown uvicorn waits for requests.
+        idle_timeout_s: between two requests. Longer than reverse proxies keep theirs (60 s), so that none meets a closed one.
+        crowd: while there are more connections than this, one between two requests is kept no longer than one that is new and silent.
     """
 
     header_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
     max_header_bytes: int = 16 * 1024
     drain_s: float = 22.0
+    idle_timeout_s: float = 75.0
+    crowd: int = 4096
 
     @property
     def min_progress_bytes(self) -> int:
@@ -117,6 +121,11 @@ class WireGuard:
         self._connections.add(connection)
         if self._next_sweep is None:
             self._next_sweep = connection.loop.call_later(SWEEP_S, self._sweep, connection.loop)
+
+    @property
+    def crowded(self) -> bool:
+        """True while there are so many connections that idle ones must make room."""
+        return len(self._connections) > self.limits.crowd
 
     def drain(self) -> None:
         """From now on every answer is its connection's last, and says so."""

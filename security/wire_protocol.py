@@ -35,6 +35,7 @@ class GuardedProtocol(BoundedProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 # uvicorn's own
         super().__init__(*arguments, **options)
+        self._entered_s = 0.0
         self._deadline_s = math.inf
         self._write_deadline_s = math.inf
         self._drain_began_s = math.inf
@@ -102,10 +103,11 @@ class GuardedProtocol(BoundedProtocol):
         elif phase is Phase.HANDLING:
             allowed_s = math.inf
         elif phase is Phase.IDLE:
-            allowed_s, self.begun = LAST_CALL_S if self._draining else self.timeout_keep_alive, False
+            allowed_s, self.begun = LAST_CALL_S if self._draining else limits.idle_timeout_s, False
         else:
             allowed_s = LINGER_S if phase is Phase.LINGER else limits.body_timeout_s
-        self.phase, self._deadline_s = phase, self.loop.time() + allowed_s
+        self.phase, self._entered_s = phase, self.loop.time()
+        self._deadline_s = self._entered_s + allowed_s
 
     def check(self, now_s: float) -> None:
         """End what has had its time. Called by the guard's sweep."""
@@ -113,7 +115,7 @@ class GuardedProtocol(BoundedProtocol):
         if self.phase is Phase.BODY and self.received_bytes - self._progress_mark >= self.guard.limits.min_progress_bytes:
             self._progress_mark = self.received_bytes
             self._deadline_s = now_s + self.guard.limits.body_timeout_s
-        if now_s >= min(self._deadline_s, self._drain_deadline_s()):
+        if now_s >= min(self._deadline_s, self._drain_deadline_s(), self._crowd_deadline_s()):
             self._expire(now_s)
 
     def _check_writing(self, now_s: float) -> None:
@@ -130,6 +132,10 @@ class GuardedProtocol(BoundedProtocol):
 
     def _drain_deadline_s(self) -> float:
         return self._drain_began_s + _DRAIN_SHARES[self.phase] * self.guard.limits.drain_s
+
+    def _crowd_deadline_s(self) -> float:
+        crowded = self.phase is Phase.IDLE and self.guard.crowded
+        return self._entered_s + self.guard.limits.header_timeout_s if crowded else math.inf
 
     def _expire(self, now_s: float) -> None:
         if self.phase in {Phase.IDLE, Phase.CLOSING} and self._wire.get_write_buffer_size() and now_s < self._drain_deadline_s():

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from api import schemas
 from api.access import public
 from api.direct_route import DirectRoute
+from api.errors import refusal_for
 from api.openapi import answer, problems
 from api.services import Services, services_of
 from inference.errors import EngineUnavailable
@@ -43,16 +44,22 @@ async def readyz(request: Request) -> Response:
     "/healthz",
     summary="Health, and whether a GPU is in use",
     response_class=Response,
-    responses={200: answer(schemas.HealthAnswer, "As /readyz."), 503: answer(schemas.HealthAnswer, "Not ready, or draining.")},
+    responses={
+        200: answer(schemas.HealthAnswer, "As /readyz."),
+        503: answer(schemas.HealthAnswer, "Not ready, or draining."),
+    },
 )
 @public
 async def healthz(request: Request) -> Response:
     """Readiness in the shape that existing clients expect."""
     services = services_of(request)
     gpu = any(model.device.startswith("cuda") for model in services.engine.status().models)
-    if _waiting_for(services) is None:
+    waiting_for = _waiting_for(services)
+    if waiting_for is None:
         return _json(schemas.HealthAnswer("ok", gpu))
-    return _json(schemas.HealthAnswer("unavailable", gpu), status=503)
+    answered = _json(schemas.HealthAnswer("unavailable", gpu), status=503)
+    answered.headers.update(refusal_for(EngineUnavailable(waiting_for)).headers)
+    return answered
 
 
 def _waiting_for(services: Services) -> str | None:

@@ -21,7 +21,7 @@ from api.direct_route import DirectRoute
 from api.disconnect import UntilDisconnect
 from api.errors import InvalidRequest, refusal_for
 from api.middleware.boundary import problem
-from api.openapi import answer, problems
+from api.openapi import BATCH_PATH, answer, problems
 from api.record import RequestRecord, record_of
 from api.services import Services, services_of
 from inference.errors import EngineUnavailable, Overloaded
@@ -94,7 +94,7 @@ async def predict(request: Request) -> Response:
 
 
 @router.post(
-    "/predict/batch",
+    BATCH_PATH,
     summary="Classify several pictures",
     response_class=Response,
     responses={200: answer(schemas.BatchAnswer, "One result or one error for each picture, in order."), **problems(*_CODES)},

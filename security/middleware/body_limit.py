@@ -89,7 +89,7 @@ class _CountedBody:
             count = len(message.get("body", b""))
             self._received_bytes += count
             if self._received_bytes > self._limit_bytes:
-                self.refusal = BodyTooLarge()
+                self.refusal = BodyTooLarge(self._limit_bytes)
                 raise self.refusal
             try:
                 self._held.add(count)
@@ -108,4 +108,4 @@ def _check_headers(headers: list[tuple[bytes, bytes]], limit_bytes: int) -> None
         if name == b"content-encoding" and value.strip().lower() != b"identity":
             raise UnsupportedContentEncoding
         if name == b"content-length" and not (value.isdigit() and len(value) <= _MAX_LENGTH_DIGITS and int(value) <= limit_bytes):
-            raise BodyTooLarge
+            raise BodyTooLarge(limit_bytes)

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from security.errors import RateLimited, TooManyInFlight
+from security.errors import BatchAboveLimit, RateLimited, TooManyInFlight
 from security.limit_storage import Patience, RateLimiter
 from security.middleware.address_limit import PATIENCE_KEY
 from security.principal import STATE_KEY as PRINCIPAL_KEY
@@ -75,14 +75,18 @@ class ClientLimitMiddleware:
 
 
 async def take_images(scope: Scope, rates: RateLimiter, source: TierSource, tiers: Tiers, count: int) -> None:
-    """Take `count` more pictures from the quota of the client that asks: all of them or none.
+    """Take `count` more pictures than the one that the layer took from the quota of the client that asks: all of them or none.
 
     Raises:
-        RateLimited: they are more than is left.
+        BatchAboveLimit: together they are more than the whole quota.
+        RateLimited: they are more than is left of it.
     """
     principal = scope["state"][PRINCIPAL_KEY]
     assert isinstance(principal, Principal)
-    await _take(scope, rates, tiers.get(source.tier_of(principal)), principal.client_id, count)
+    tier = tiers.get(source.tier_of(principal))
+    if count + 1 > tier.quota.amount:
+        raise BatchAboveLimit(count + 1, tier.quota.amount, tier.quota.window_s)
+    await _take(scope, rates, tier, principal.client_id, count)
 
 
 async def _take(scope: Scope, rates: RateLimiter, tier: Tier, client_id: str, count: int) -> None:

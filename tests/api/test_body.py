@@ -114,6 +114,26 @@ async def test_of_malformed_json_only_the_place_where_it_breaks_is_looked_at() -
         await read_picture(_request("application/json", b'{"image": -Infinity}'), max_bytes=1000)
 
 
+@pytest.mark.parametrize("body", [b"[", b"[1,2", b'{"foo": bar}', b'{"image": 5', b"123abc", b"[" + b"1," * 200, b'{"foo": "\xff"}'])
+async def test_what_is_no_json_is_malformed_whatever_it_begins_as(body: bytes) -> None:
+    with pytest.raises(MalformedBody):
+        await read_picture(_request("application/json", body), max_bytes=1000)
+    with pytest.raises(MalformedBody):
+        await read_pictures(_request("application/json", body), max_images=3, max_bytes=1000)
+
+
+async def test_a_list_of_very_many_short_texts_is_refused_without_building_it() -> None:
+    body = b'{"images": ["a"' + b',"b"' * 250_000 + b"]}"
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest, match="more pictures than are allowed"):
+            await read_pictures(_request("application/json", body), max_images=3, max_bytes=1000)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 2 * len(body)
+
+
 @given(st.lists(st.binary(max_size=20), min_size=1), st.sampled_from(_TYPES))
 async def test_a_body_may_come_in_any_pieces(pieces: list[bytes], content_type: str) -> None:
     async def read(*pieces: bytes) -> object:

@@ -48,7 +48,7 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
             return own.union(*(references(value) for value in node.values()))
         return set().union(*(references(value) for value in node)) if isinstance(node, list) else set()
 
-    known = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+    known = {f"#/components/{kind}/{name}" for kind in ("schemas", "headers") for name in document["components"][kind]}
     assert references(document) <= known
     assert references(document)
 
@@ -59,8 +59,37 @@ def test_guarded_operations_need_their_scope_and_document_its_refusals(document:
         if scope is not None:
             assert operation["security"] == [{"clientCredentials": [scope]}]
             assert {"200", "401", "403", "500"} <= set(operation["responses"])
+        elif path.startswith("/oauth2/"):
+            assert operation["security"] == [{"clientIdAndSecret": []}, {}]
         else:
             assert operation["security"] == []
+
+
+def test_the_oauth_endpoints_take_http_basic(document: dict[str, Any]) -> None:
+    scheme = document["components"]["securitySchemes"]["clientIdAndSecret"]
+    assert (scheme["type"], scheme["scheme"]) == ("http", "basic")
+
+
+def test_the_headers_of_answers_are_described(document: dict[str, Any]) -> None:
+    for operation in _operations(document).values():
+        for status, described in operation["responses"].items():
+            assert "X-Request-ID" in described["headers"]
+            assert ("RateLimit" in described["headers"]) == (status not in {"414", "431"})
+            assert ("Retry-After" in described["headers"]) == (status in {"429", "503"})
+            assert ("WWW-Authenticate" in described["headers"]) == (status in {"401", "403"})
+
+
+@pytest.mark.parametrize("path", ["/livez", "/models", "/.well-known/jwks.json"])
+def test_the_headers_that_are_described_are_sent(gate: Gate, document: dict[str, Any], path: str) -> None:
+    response = gate.http.get(path)
+    described = document["paths"][path]["get"]["responses"][str(response.status_code)]["headers"]
+    assert [name for name in described if name not in response.headers] == []
+
+
+def test_a_batch_documents_how_many_pictures_it_may_have(gate: Gate, document: dict[str, Any]) -> None:
+    content = document["paths"]["/predict/batch"]["post"]["requestBody"]["content"]
+    assert content["application/json"]["schema"]["properties"]["images"]["maxItems"] == gate.services.settings.http.max_batch_images
+    assert content["multipart/form-data"]["schema"]["properties"]["file"]["maxItems"] == gate.services.settings.http.max_batch_images
 
 
 def test_predict_documents_every_status_that_it_can_answer(document: dict[str, Any]) -> None:
@@ -68,6 +97,11 @@ def test_predict_documents_every_status_that_it_can_answer(document: dict[str, A
 
     not_of_this_route = {"not_found", "method_not_allowed"}
     assert documented == {"200"} | {str(kind.status) for code, kind in KINDS.items() if code not in not_of_this_route}
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/healthz"])
+def test_a_probe_that_is_503_says_when_to_come_back(document: dict[str, Any], path: str) -> None:
+    assert "Retry-After" in document["paths"][path]["get"]["responses"]["503"]["headers"]
 
 
 def test_predict_documents_its_bodies_and_its_parameter(document: dict[str, Any]) -> None:

@@ -50,6 +50,7 @@ def test_health_is_503_when_the_model_is_not_ready(gate: Gate) -> None:
     response = gate.http.get("/healthz")
 
     assert (response.status_code, response.json()) == (503, {"status": "unavailable", "gpu": False})
+    assert int(response.headers["retry-after"]) >= 1
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/healthz"])

@@ -214,8 +214,9 @@ def test_053_a_preflight_needs_no_token(open_gate: Service) -> None:
         answer = ask(open_gate, ALLOWED, path, "OPTIONS", **PREFLIGHT)
         assert (answer.status_code, answer.content) == (204, b"")
         assert_shared(answer)
-        assert answer.headers["access-control-allow-methods"] == "GET, POST"
-        assert answer.headers["access-control-allow-headers"] == "Authorization, Content-Type, X-Request-ID, traceparent, tracestate"
+        assert answer.headers["access-control-allow-methods"] == "GET, HEAD, POST"
+        wanted = "Authorization, Content-Type, X-Request-ID, traceparent, tracestate, Accept, Accept-Language, Content-Language"
+        assert answer.headers["access-control-allow-headers"] == wanted
         assert answer.headers["access-control-max-age"] == "600"
 
 

@@ -72,6 +72,12 @@ ODD = {
     "a lone surrogate": (b'{"image": "\\ud800"}', 400),
     "a lone surrogate as a name": (b'{"\\ud800": 1}', 400),
     "a zero byte": (b'{"image": "aG\\u0000k="}', 422),
+    "the start of a list": (b"[1,2", 400),
+    "another member without a value": (b'{"foo": bar}', 400),
+    "a number, cut off": (b'{"image": 5', 400),
+    "letters behind a number": (b"123abc", 400),
+    "invalid UTF-8 in another member": (b'{"foo": "\xff\xfe"}', 400),
+    "a number, and NaN behind it": (b'{"image": 5, "foo": NaN}', 422),
 }
 
 
@@ -79,6 +85,11 @@ ODD = {
 def test_087_no_json_whatever_is_a_500(gate: Service, token: str, name: str) -> None:
     body, status = ODD[name]
     assert refusal(send(gate, token, body)) == (status, {400: "malformed_body", 422: "invalid_request"}[status])
+
+
+@pytest.mark.parametrize(("body", "status"), [(b"," * 200, 400), (b'{"images": [' + b"," * 200, 400), (b"[" + b"1," * 200 + b"1]", 422)])
+def test_087_so_it_is_where_a_batch_has_very_many_commas(gate: Service, token: str, body: bytes, status: int) -> None:
+    assert refusal(send(gate, token, body, path="/predict/batch")) == (status, {400: "malformed_body", 422: "invalid_request"}[status])
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/xml", "image/svg+xml", "", None, "json"])

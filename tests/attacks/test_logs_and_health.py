@@ -167,9 +167,8 @@ def test_104_the_search_finds_what_it_looks_for(gate: Service, client: dict[str,
 
 @pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/static/swagger-ui.css", "/static/swagger-ui-bundle.js"])
 def test_108_with_the_docs_switched_off_they_are_404(own_gate: Service, own_token: str, path: str) -> None:
-    assert own_gate.get(path).status_code == 401  # as any path that there is not
-    response = own_gate.get(path, own_token)
-    assert (response.status_code, response.json()["code"]) == (404, "not_found")
+    for response in (own_gate.get(path), own_gate.get(path, own_token), own_gate.get(path, "no token")):
+        assert (response.status_code, response.json()["code"]) == (404, "not_found")
 
 
 def test_109_it_is_alive_but_not_ready_before_the_weights_are_loaded_and_while_draining(start_gate: Callable[..., Service]) -> None:

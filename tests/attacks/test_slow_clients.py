@@ -102,14 +102,6 @@ def test_069_half_a_head_gets_408_on_a_connection_that_has_served(impatient: Ser
         assert time.monotonic() - began_s < TIMEOUT_S + SLACK_S
 
 
-def test_069_empty_lines_do_not_keep_an_idle_connection_open(impatient: Service) -> None:
-    with RawConnection(impatient.url) as connection:
-        connection.request("GET", "/livez")
-        assert connection.answer().status == 200
-        with pytest.raises(ConnectionClosed):  # uvicorn's own keep-alive, 5 s; each empty line would stop its clock
-            drip(connection, b"\r\n" * 60)
-
-
 def test_070_a_body_that_comes_byte_by_byte_gets_408(impatient: Service, impatient_token: str) -> None:
     with RawConnection(impatient.url) as connection:
         begin_upload(connection, impatient_token, 100_000)

