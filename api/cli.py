@@ -47,9 +47,9 @@ class DemoModel(StrEnum):
 
 
 def _show_version(wanted: bool) -> None:
-    from api.openapi import API_VERSION
-
     if wanted:
+        from api.openapi import API_VERSION
+
         typer.echo(f"lensgate {API_VERSION}")
         raise typer.Exit
 
