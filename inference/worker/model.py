@@ -56,7 +56,7 @@ class DeviceModel:
 
     def __init__(self, loaded: LoadedWeights, settings: InferenceSettings, compiled: Path | None = None) -> None:
         self._device = resolve_device(settings.device)
-        precision = resolve_precision(settings.precision, self._device, loaded.info.name)
+        precision = resolve_precision(settings.precision, self._device, loaded.module)
         self.max_batch = settings.max_batch
         self.info = msgspec.structs.replace(loaded.info, precision=precision, device=str(self._device))
         self.compiled = compiled is not None
