@@ -6,11 +6,12 @@ MINUTES ?= 15
 BIN := .venv/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench fuzz soak lock clean
+.PHONY: help demo test install check bench fuzz soak lock clean
 
 help:
 	@echo 'make demo    set up, then classify a real photograph      (ARGS=--once: exit after it)'
 	@echo 'make test    set up with the test tools, then run the tests  (ARGS=...: passed to pytest)'
+	@echo 'make install set up .venv for serving, with PostgreSQL, Redis and traces: the README says how to go on'
 	@echo 'make check   format, lint, types, import rules, dead code, security lint, audit'
 	@echo 'make bench   every speed that is claimed, in 45 minutes   (ARGS="--only real", ARGS=--help: parts of it)'
 	@echo 'make fuzz    look for inputs that break the parsers       (SECONDS=60: for each of them)'
@@ -20,6 +21,9 @@ help:
 
 demo: .venv/.demo
 	$(BIN)/lensgate demo $(ARGS)
+
+install: .venv/.install
+	@echo 'Installed: .venv/bin/lensgate'
 
 test: .venv/.test
 	@# Half of the tests' time is waiting for servers, so two processes share them; the tests of one file stay together.
@@ -61,9 +65,17 @@ clean:
 	@locks/venv.sh '$(PYTHON)'
 	@touch $@
 
+define INSTALL
+locks/uv.sh pip install --python $(BIN)/python --require-hashes --only-binary :all: $(addprefix -r ,$(filter locks/%.txt,$^))
+locks/uv.sh pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
+@# Compiles to bytecode what a start imports, so that the first one is as quick as every other.
+$(BIN)/python -c 'import api.demo, api.worker_process, inference.worker.model, timm'
+@touch $@
+endef
+
 .venv/.demo .venv/.test .venv/.check .venv/.bench: .venv/.%: locks/%.txt .venv/.build pyproject.toml
-	locks/uv.sh pip install --python $(BIN)/python --require-hashes --only-binary :all: -r $<
-	locks/uv.sh pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
-	@# Compiles to bytecode what a start imports, so that the first one is as quick as every other.
-	$(BIN)/python -c 'import api.demo, api.worker_process, inference.worker.model, timm'
-	@touch $@
+	$(INSTALL)
+
+# serve.txt leaves out torch, which the container's base image brings.
+.venv/.install: locks/demo.txt locks/serve.txt .venv/.build pyproject.toml
+	$(INSTALL)

@@ -16,6 +16,7 @@ from api.middleware.boundary import OAUTH_PREFIX, BoundaryMiddleware
 from api.middleware.context import ContextMiddleware
 from api.oauth_limits import PublicLimits
 from api.openapi import API_VERSION, INTROSPECTION_PATH, REVOCATION_PATH, TITLE, TOKEN_PATH, build_document
+from api.openapi_bounds import add_bounds
 from api.routes import introspect, metadata, metrics, models, ops, pages, predict, revoke, token
 from api.services import Services
 from security.access import PUBLIC, AccessTable
@@ -54,7 +55,8 @@ def create_app(services: Services) -> FastAPI:
     routes = _routes(docs=services.settings.http.docs)
     # Switched off, the pages stay public: nobody is told that a token would help.
     access = access_table([*routes, *pages.router.routes])
-    document = msgspec.json.encode(build_document(routes, max_batch_images=services.settings.http.max_batch_images))
+    document = build_document(routes, max_batch_images=services.settings.http.max_batch_images)
+    add_bounds(document, services.settings)
     app = _Application(
         title=TITLE,
         version=API_VERSION,
@@ -70,7 +72,7 @@ def create_app(services: Services) -> FastAPI:
     limits = PublicLimits(services.rates, parse_limit(services.settings.http.address_limit))
     app.router.routes.extend(_served(route, limits) for route in routes)
     app.state.services = services
-    app.state.openapi_json = document
+    app.state.openapi_json = msgspec.json.encode(document)
     return app
 
 

@@ -50,7 +50,7 @@ class ChildProcess:
 
         Args:
             name: for the log: `engine-0`, `api-1`. The child is told.
-            module: run as `python -m module`.
+            module: run as `python -m module name`.
             config: JSON values.
             pass_fds: file descriptors that it inherits under their own numbers.
             output: a file descriptor for standard output and error; inherited when None.
@@ -62,6 +62,7 @@ class ChildProcess:
                 sys.executable,
                 "-m",
                 module,
+                name,  # for people who look at `ps`; the child reads its configuration
                 stdin=asyncio.subprocess.PIPE,
                 stdout=output,
                 stderr=output,

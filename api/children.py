@@ -40,7 +40,7 @@ class Child:
 
     Args:
         name: for the log and the metrics: `engine-0`, `api-1`.
-        module: run as `python -m module`.
+        module: run as `python -m module name`.
         config: JSON values.
         stuck_after_s: once it serves, for how long it may be silent before it is killed.
         pass_fds: file descriptors that it inherits under their own numbers.

@@ -87,7 +87,7 @@ def photographs() -> list[Path]:
     """The photographs that scikit-image ships: a cup of coffee, a cat, a rocket."""
     spec = importlib.util.find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigurationError("the demo's photographs come with scikit-image: install the extra, lensgate[demo]")
+        raise ConfigurationError("the demo's photographs come with scikit-image: the extra demo. In a checkout: make demo")
     data = Path(spec.submodule_search_locations[0]) / "data"
     return [data / name for name in _PHOTOGRAPHS]
 

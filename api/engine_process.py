@@ -1,4 +1,4 @@
-"""The entry point of an engine process (`python -m api.engine_process`): the engine itself is `inference.worker`."""
+"""The entry point of an engine process (`python -m api.engine_process engine-0`): the engine itself is `inference.worker`."""
 
 from __future__ import annotations
 

@@ -22,6 +22,9 @@ _DESCRIPTION: Final = (
     "The guarded gate in front of an image classifier. Get a token at `/oauth2/token` with your client id and secret "
     "(or press *Authorize* here), then send a picture to `/predict`."
 )
+_SCHEME_DESCRIPTION: Final = (
+    "Select no scope to get all that your client has, or select only those: a scope that it lacks is refused with `invalid_scope`."
+)
 _SCOPES: Final = {
     "predict": "Classify pictures and list the models.",
     "metrics": "Read the metrics.",
@@ -104,7 +107,11 @@ def build_document(routes: Iterable[BaseRoute], *, max_batch_images: int) -> dic
         "headers": HEADERS,
         "schemas": {**shapes, "BatchAnswer": _batch_answer()},
         "securitySchemes": {
-            _SCHEME: {"type": "oauth2", "flows": {"clientCredentials": {"tokenUrl": TOKEN_PATH, "scopes": _SCOPES}}},
+            _SCHEME: {
+                "type": "oauth2",
+                "description": _SCHEME_DESCRIPTION,
+                "flows": {"clientCredentials": {"tokenUrl": TOKEN_PATH, "scopes": _SCOPES}},
+            },
             _CLIENT_SCHEME: {"type": "http", "scheme": "basic", "description": _CLIENT},
         },
     }

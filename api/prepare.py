@@ -91,7 +91,8 @@ def _check_limit_storage(settings: Settings) -> None:
         )
     if not in_memory and find_spec("redis") is None:
         raise ConfigurationError(
-            "LENSGATE_SECURITY__RATE_LIMIT_STORAGE names a Redis, but its client is not installed: pip install 'lensgate[redis]'"
+            "LENSGATE_SECURITY__RATE_LIMIT_STORAGE names a Redis, but its client, the extra redis, is not installed. "
+            "In a checkout: make install"
         )
 
 

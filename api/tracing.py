@@ -41,7 +41,8 @@ def check_tracing(environment: Mapping[str, str]) -> None:
     if environment.get(_EXPORTERS, "otlp") not in {"", "otlp"}:
         raise ConfigurationError(f"{_EXPORTERS} must be otlp or none")
     if not all(map(_is_installed, _NEEDED)):
-        raise ConfigurationError(f"{endpoint} asks for traces, but what sends them is not installed: pip install 'lensgate[otel]'")
+        missing = "what sends them, the extra otel, is not installed. In a checkout: make install"
+        raise ConfigurationError(f"{endpoint} asks for traces, but {missing}")
 
 
 def tracer_for(process: str, environment: Mapping[str, str]) -> OtlpTracer | None:

@@ -1,4 +1,4 @@
-"""The entry point of an API worker (`python -m api.worker_process`): uvicorn with our app on the supervisor's socket, and no torch."""
+"""The entry point of an API worker (`python -m api.worker_process api-0`): uvicorn with our app on the supervisor's socket, no torch."""
 
 from __future__ import annotations
 

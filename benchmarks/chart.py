@@ -18,7 +18,7 @@ _COLOURS = {
     "raw forward": "#10b981",
 }
 _WIDTH, _LABEL, _BAR, _VALUE = 860, 150, 18, 80
-_GAP, _HEAD = 6, 34
+_GAP, _HEAD, _MARGIN = 6, 34, 16
 
 
 def draw(results: Mapping[str, Any]) -> str:
@@ -42,7 +42,9 @@ def _svg(groups: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> str:
     parts: list[str] = []
     top = _HEAD
     for title, bars in groups:
-        parts.append(f'<text x="0" y="{top}" font-weight="bold">{escape(title)}: images/s, {_CONNECTIONS} connections, raw body</text>')
+        parts.append(
+            f'<text x="{_MARGIN}" y="{top}" font-weight="bold">{escape(title)}: images/s, {_CONNECTIONS} connections, raw body</text>'
+        )
         top += _GAP + 4
         largest = max(rate for _, rate in bars)
         for name, rate in bars:

@@ -48,7 +48,10 @@ class InferenceSettings(BaseModel):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto",
-        description="auto picks the fastest that the device computes well and the model can bear.",
+        description=(
+            "auto, fp32, bf16 or fp16. auto is fp16 on a GPU; on a CPU bf16 where it has instructions for it and the network has no "
+            "depthwise convolutions of 5x5 or fewer weights (MobileNet, EfficientNet, ...), else fp32."
+        ),
     )
     compile: Literal["auto", "on", "off"] = Field(
         default="auto",

@@ -174,7 +174,7 @@ def _create_engine(url: URL) -> AsyncEngine:
     try:
         return create_async_engine(url, pool_pre_ping=True, connect_args={"timeout": _WAIT_S, "command_timeout": _WAIT_S}, **options)
     except ModuleNotFoundError:
-        raise RegistryError("PostgreSQL needs one more package: install `lensgate[postgres]`.") from None
+        raise RegistryError("PostgreSQL needs one more package: asyncpg, the extra `postgres`. In a checkout: make install.") from None
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - SQLAlchemy's adapter of the driver's connection has no public type

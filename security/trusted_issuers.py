@@ -66,7 +66,9 @@ class TrustedIssuers:
         """
         for profile, keys in self._keys:
             if profile.jwks_file is not None and not await keys.refresh():
-                raise KeysError(f"The jwks_file of the trusted issuer {profile.name!r} cannot be used; the log says why.")
+                raise KeysError(
+                    f"The jwks_file {profile.jwks_file} of the trusted issuer {profile.name!r} cannot be used; the log says why."
+                )
 
     async def run(self) -> None:
         """Keep all their keys fresh until cancelled."""

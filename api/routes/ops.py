@@ -21,7 +21,7 @@ router = APIRouter(route_class=DirectRoute, tags=["operations"])
 @router.get("/livez", summary="Is the process alive?", response_class=Response, responses={200: answer(schemas.AliveAnswer, "It runs.")})
 @public
 async def livez(_: Request) -> Response:
-    """200 from the first second on."""
+    """200 as soon as the first API worker serves, a few seconds after the start; until then a connection waits for its answer."""
     return _json(schemas.AliveAnswer())
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from inference.errors import ModelLoadError
-from inference.settings import PACKAGED_MODEL
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# In bf16 it names another class than in float32 for 3 to 7 of 100 crops (benchmarks/accuracy.py): its filters by depth have few
-# weights each, so that their rounding does not average out.
-_TOO_COARSE_IN_BF16 = frozenset({PACKAGED_MODEL})
+# Rounded to bf16, so few weights do not average out: the packaged model, whose depthwise filters are 3x3 and 5x5, then names another class
+# than in float32 for 3 to 7 of 100 crops (benchmarks/accuracy.py). Other networks with such filters are taken to be like it.
+_FEW_WEIGHTS = 5 * 5
 
 
 def resolve_device(setting: str) -> torch.device:
@@ -37,13 +37,25 @@ def resolve_device(setting: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def resolve_precision(setting: str, device: torch.device, model: str) -> str:
-    """Return `fp32`, `bf16` or `fp16`; `auto` is the fastest that the device computes in its own instructions and the model can bear."""
+def resolve_precision(setting: str, device: torch.device, network: nn.Module) -> str:
+    """Return `fp32`, `bf16` or `fp16`.
+
+    `auto` is fp16 on a GPU. On a CPU it is bf16 where that has instructions for it, and fp32 where it has none or the network has small
+    depthwise convolutions.
+    """
     if setting != "auto":
         return setting
     if device.type == "cuda":
         return "fp16"  # as fast as bf16 in the tensor cores, with 3 more bits of mantissa; one that overflows is found at warm-up
-    return "bf16" if _cpu_computes_bf16() and model not in _TOO_COARSE_IN_BF16 else "fp32"
+    return "bf16" if _cpu_computes_bf16() and not _has_small_depthwise_convolutions(network) else "fp32"
+
+
+def _has_small_depthwise_convolutions(network: nn.Module) -> bool:
+    """MobileNet, MNASNet, EfficientNet, ShuffleNet and MaxViT have them; ConvNeXt's depthwise filters have 49 weights each."""
+    return any(
+        isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1 and layer.weight[0].numel() <= _FEW_WEIGHTS
+        for layer in network.modules()
+    )
 
 
 def set_up_gpu(device: torch.device, precision: str, memory_fraction: float) -> None:

@@ -93,9 +93,9 @@ def fetch_hashed(
         # A good copy needs no lock, so that a read-only cache baked into an image works.
         return target, errand.cached() or errand.download()
     except TransferError as error:
-        raise ModelLoadError(_advice(url, target, str(error))) from error
+        raise ModelLoadError(errand.advice(str(error))) from error
     except OSError as error:
-        raise ModelLoadError(_advice(url, target, f"{error.strerror or error} ({target.parent})")) from error
+        raise ModelLoadError(errand.advice(f"{error.strerror or error} ({target.parent})")) from error
 
 
 def sha256_of(path: Path) -> str:
@@ -140,7 +140,16 @@ class _Errand:
                     part.replace(self.target)
                     return digest
                 part.unlink()
-        raise TransferError(f"what the server sends has the wrong SHA-256 ({digest})", passing=False)
+        raise TransferError(f"what the server sends has the wrong SHA-256: {digest}, not {self.digest_start}...", passing=False)
+
+    def advice(self, reason: str) -> str:
+        """What to do where it could not be downloaded."""
+        failed = f"could not be downloaded from {self.url}: {reason}"
+        setting = f"LENSGATE_INFERENCE__WEIGHTS=/path/to/{self.target.name}"
+        if self.target.is_file():  # a good one would have been taken
+            why = f"its SHA-256 must begin with {self.digest_start}"
+            return f"{self.target} cannot be used: {why}, and it {failed}. Replace it by hand, or set {setting}."
+        return f"The weights {failed}. Where there is no network, put the file at {self.target} by hand, or set {setting}."
 
     def _complete(self, part: Path, deadline: float) -> None:
         """Run transfers until `part` is whole, or nothing new has come for too often."""
@@ -194,10 +203,3 @@ def _try_lock(descriptor: int) -> bool:
 
 def _ignore(_received_bytes: int, _total_bytes: int | None) -> None:
     """Tell nobody."""
-
-
-def _advice(url: str, target: Path, reason: str) -> str:
-    return (
-        f"The weights could not be downloaded from {url}: {reason}. Where there is no network, put the file at {target} by hand, "
-        f"or set LENSGATE_INFERENCE__WEIGHTS=/path/to/{target.name}."
-    )

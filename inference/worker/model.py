@@ -56,7 +56,7 @@ class DeviceModel:
 
     def __init__(self, loaded: LoadedWeights, settings: InferenceSettings, compiled: Path | None = None) -> None:
         self._device = resolve_device(settings.device)
-        precision = resolve_precision(settings.precision, self._device, loaded.info.name)
+        precision = resolve_precision(settings.precision, self._device, loaded.module)
         self.max_batch = settings.max_batch
         self.info = msgspec.structs.replace(loaded.info, precision=precision, device=str(self._device))
         self.compiled = compiled is not None
@@ -140,10 +140,9 @@ class DeviceModel:
             except RuntimeError as error:
                 raise ModelLoadError(self._does_not_run(error)) from error
             if not np.isfinite(probabilities).all():
-                raise ModelLoadError(
-                    f"{self.info.name} gives no finite numbers in {self.info.precision}: the weights are broken, "
-                    "or LENSGATE_INFERENCE__PRECISION=bf16 or fp32 is needed."
-                )
+                # Only fp16 has a smaller range than the numbers that networks are trained in.
+                other = ", or LENSGATE_INFERENCE__PRECISION=bf16 or fp32 is needed" if self.info.precision == "fp16" else ""
+                raise ModelLoadError(f"{self.info.name} gives no finite numbers in {self.info.precision}: the weights are broken{other}.")
             self._probe_probabilities = probabilities[0]
 
     def seconds_per_full_batch(self) -> float:

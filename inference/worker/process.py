@@ -119,13 +119,13 @@ def _load(
     gpu_number: int | None,
 ) -> Batcher:
     """Make the model ready and open the queue to the API workers."""
+    began_s = time.monotonic()
     server.publish(EngineStatus(phase="loading", detail="Loading the model."))
     # Imported here: the socket is there, and says so, while torch takes its seconds to load.
     from inference.worker.device import pci_bus_id
     from inference.worker.gpu_metrics import GpuMetrics
     from inference.worker.preparation import prepare_model
 
-    started_s = time.monotonic()
     model = prepare_model(candidates, publish=server.publish, connect_timeout_s=connect_timeout_s)
     info = model.info
     bus_id = pci_bus_id(info.device)
@@ -146,6 +146,6 @@ def _load(
         device=info.device,
         precision=info.precision,
         compiled=model.compiled,
-        seconds=round(time.monotonic() - started_s, 3),
+        seconds=round(time.monotonic() - began_s, 3),
     )
     return batcher

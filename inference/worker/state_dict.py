@@ -16,14 +16,15 @@ StateDict = OrderedDict[str, torch.Tensor]
 
 # Where training scripts put the state dict: timm and Lightning, torchvision's references.
 _WRAPPERS = ("state_dict", "model")
-# What DataParallel and torch.compile put before every name.
-_PREFIXES = ("module.", "_orig_mod.")
+# What DataParallel, torch.compile and a Lightning module, whose network mostly is its attribute `model`, put before every name.
+_PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
 def read_state_dict(path: Path) -> StateDict:
     """Read a `.safetensors` file or a `.pth` one; no code in it is ever run.
 
-    A dict that holds the state dict under `state_dict` or `model` is unwrapped; a `module.` or `_orig_mod.` before every name is taken off.
+    A dict that holds the state dict under `state_dict` or `model` is unwrapped; a `module.`, `_orig_mod.` or
+    `model.` before every name is taken off.
 
     Raises:
         ModelLoadError: the file is broken or holds something other than a state dict.
@@ -43,7 +44,7 @@ def read_state_dict(path: Path) -> StateDict:
     return _without_prefixes(state)
 
 
-def fill(module: nn.Module, state: StateDict, *, classes: int, source: str) -> None:
+def fill(module: nn.Module, state: StateDict, *, model: str, classes: int, source: str) -> None:
     """Give `module` (from `without_memory`) the tensors of `state` as float32 of its own, and set it up for inference.
 
     `state` is used up: each tensor is let go of as soon as it is copied, so that a model lies in memory once.
@@ -51,6 +52,7 @@ def fill(module: nn.Module, state: StateDict, *, classes: int, source: str) -> N
     Args:
         module: the network; its parameters are replaced.
         state: the tensors, which may be views into a mapped file.
+        model: what the settings call the network, for messages.
         classes: how many classes `module` was built for.
         source: what the state came from, for messages.
 
@@ -58,8 +60,9 @@ def fill(module: nn.Module, state: StateDict, *, classes: int, source: str) -> N
         ModelLoadError: a key is missing or unknown, or a tensor has another shape or kind.
     """
     expected = module.state_dict()
-    _check_tensors(expected, state, source)
-    _check_shapes(expected, state, classes, source)
+    misfit = f"{source} does not fit {model} (LENSGATE_INFERENCE__MODEL)"
+    _check_tensors(expected, state, source, misfit)
+    _check_shapes(expected, state, classes, source, misfit)
     for key in list(state):
         dtype = torch.float32 if state[key].is_floating_point() else state[key].dtype
         state[key] = state[key].detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
@@ -69,13 +72,13 @@ def fill(module: nn.Module, state: StateDict, *, classes: int, source: str) -> N
         # torchvision's own hooks rename keys of older files here, so what is missing is known only afterwards.
         result = module.load_state_dict(state, strict=False, assign=True)
     except Exception as error:
-        raise ModelLoadError(f"{source} does not fit the model: {str(error).splitlines()[-1].strip()}") from error
+        raise ModelLoadError(f"{misfit}: {str(error).splitlines()[-1].strip()}") from error
     state.clear()
     # This counter of training steps is not used in inference; files written before torch 0.4.1 lack it.
     missing = [key for key in result.missing_keys if not key.endswith(".num_batches_tracked")]
     if missing or result.unexpected_keys:
         parts = [_count("is missing", missing), _count("is unknown", result.unexpected_keys)]
-        raise ModelLoadError(f"{source} does not fit the model: {'; '.join(part for part in parts if part)}.")
+        raise ModelLoadError(f"{misfit}: {'; '.join(part for part in parts if part)}.")
     module.eval().requires_grad_(requires_grad=False)
 
 
@@ -91,8 +94,10 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _read_pth(path: Path) -> object:
     try:
+        is_torchscript = _is_torchscript(path)
         # Only the zip format (torch 1.6 and later) can be mapped into memory.
-        loaded: object = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        # torch warns of TorchScript in lines of its own.
+        loaded: object = None if is_torchscript else torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError as error:
         raise ModelLoadError(f"{path} cannot be read: {error.strerror or error}.") from error
     except Exception as error:
@@ -101,7 +106,19 @@ def _read_pth(path: Path) -> object:
             f"{path} is broken or holds more than tensors, so it is not loaded. Save the state dict alone: "
             f"torch.save(model.state_dict(), {path.name!r})."
         ) from error
+    if is_torchscript:
+        raise ModelLoadError(
+            f"{path} is a TorchScript file, which holds code and is not served. Save the state dict of the network behind it: "
+            f"torch.save(model.state_dict(), {path.name!r})."
+        )
     return loaded
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _without_prefixes(state: StateDict) -> StateDict:
@@ -111,15 +128,15 @@ def _without_prefixes(state: StateDict) -> StateDict:
     return _without_prefixes(OrderedDict((key.removeprefix(prefix), tensor) for key, tensor in state.items()))
 
 
-def _check_tensors(expected: Mapping[str, torch.Tensor], state: StateDict, source: str) -> None:
+def _check_tensors(expected: Mapping[str, torch.Tensor], state: StateDict, source: str, misfit: str) -> None:
     for key, tensor in state.items():
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex():
             raise ModelLoadError(f"{source} cannot be served: its tensor {key} is sparse, quantised or complex.")
         if key in expected and tensor.is_floating_point() != expected[key].is_floating_point():
-            raise ModelLoadError(f"{source} does not fit the model: its tensor {key} is {tensor.dtype}, not {expected[key].dtype}.")
+            raise ModelLoadError(f"{misfit}: its tensor {key} is {tensor.dtype}, not {expected[key].dtype}.")
 
 
-def _check_shapes(expected: Mapping[str, torch.Tensor], state: StateDict, classes: int, source: str) -> None:
+def _check_shapes(expected: Mapping[str, torch.Tensor], state: StateDict, classes: int, source: str, misfit: str) -> None:
     wrong = {
         key: (list(tensor.shape), list(expected[key].shape))
         for key, tensor in state.items()
@@ -129,12 +146,13 @@ def _check_shapes(expected: Mapping[str, torch.Tensor], state: StateDict, classe
         return
     heads = {found[0] if found and found[1:] == wanted[1:] and wanted[0] == classes else None for found, wanted in wrong.values()}
     if len(heads) == 1 and None not in heads:
+        has = heads.pop()
         raise ModelLoadError(
-            f"{source} has {heads.pop()} classes, not {classes}. Name a file with a label a line in LENSGATE_INFERENCE__LABELS."
+            f"{source} has {has} classes, and there are {classes} labels: LENSGATE_INFERENCE__LABELS must name a file of {has}, one a line."
         )
     key, (found, wanted) = next(iter(wrong.items()))
     more = f" ({len(wrong)} tensors differ)" if len(wrong) > 1 else ""
-    raise ModelLoadError(f"{source} does not fit the model: {key} has the shape {found}, not {wanted}{more}.")
+    raise ModelLoadError(f"{misfit}: {key} has the shape {found}, not {wanted}{more}.")
 
 
 def _count(what: str, keys: list[str]) -> str:

@@ -110,5 +110,5 @@ def _load_file(path: Path, model: str, card: Card, labels: tuple[str, ...]) -> t
 
 def _build_from(path: Path, model: str, card: Card, classes: int) -> nn.Module:
     module = build_empty(model, card, classes)
-    fill(module, current_keys(read_state_dict(path)), classes=classes, source=str(path))
+    fill(module, current_keys(read_state_dict(path)), model=model, classes=classes, source=str(path))
     return module

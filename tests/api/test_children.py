@@ -66,6 +66,7 @@ async def test_a_child_that_dies_is_started_again_with_the_same_configuration(wr
     keeper = asyncio.create_task(child.keep())
     first = await asyncio.wait_for(pids.get(), 60)
     await _until(lambda: (tmp_path / "lines").exists() and (tmp_path / "lines").stat().st_size > 0)
+    assert psutil.Process(first).cmdline()[-2:] == ["child_under_test", child.name]  # for people who look at `ps`
     assert "secret" not in " ".join(psutil.Process(first).cmdline())
     assert "secret" not in "".join(psutil.Process(first).environ().values())
     psutil.Process(first).kill()

@@ -143,3 +143,16 @@ def test_the_document_and_the_package_have_the_same_version(document: dict[str, 
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
 
     assert document["info"]["version"] == API_VERSION == project["version"]
+
+
+def test_the_bounds_of_this_very_service_are_named(gate: Gate, document: dict[str, Any]) -> None:
+    settings = gate.services.settings
+    for path in ("/predict", "/predict/batch"):
+        description = document["paths"][path]["post"]["description"]
+        assert f"{settings.http.max_body_bytes:,} bytes, of which base64 counts in full" in description
+        assert f"{settings.inference.max_pixels:,} pixels" in description
+    assert f"at most {settings.http.max_batch_images} pictures" in document["paths"]["/predict/batch"]["post"]["description"]
+
+
+def test_the_scopes_to_select_are_told(document: dict[str, Any]) -> None:
+    assert "Select no scope" in document["components"]["securitySchemes"]["clientCredentials"]["description"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import trustme
+
+from support.service import PACKAGED, Service
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "healthcheck.py"
 
@@ -40,8 +43,12 @@ def server(status: int, *, tls: ssl.SSLContext | None = None) -> Iterator[int]:
 
 
 def check(port: int, **settings: str) -> subprocess.CompletedProcess[str]:
-    environment = {"LENSGATE_HTTP__PORT": str(port), **settings}
-    return subprocess.run([sys.executable, str(SCRIPT)], env=environment, capture_output=True, text=True, check=False)
+    return run(LENSGATE_HTTP__PORT=str(port), **settings)
+
+
+def run(cwd: Path | None = None, /, **settings: str) -> subprocess.CompletedProcess[str]:
+    environment = Service.clean_environment(settings)
+    return subprocess.run([sys.executable, str(SCRIPT)], env=environment, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def test_a_live_server_is_healthy() -> None:
@@ -54,7 +61,7 @@ def test_a_live_server_with_tls_is_healthy() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("lensgate.example").configure_cert(context)
     with server(200, tls=context) as port:
-        done = check(port, LENSGATE_HTTP__TLS_CERT="cert.pem")
+        done = check(port, LENSGATE_HTTP__TLS_CERT="cert.pem", LENSGATE_HTTP__TLS_KEY="key.pem")
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -63,7 +70,7 @@ def test_any_other_answer_is_unhealthy_and_says_which(status: int) -> None:
     with server(status) as port:
         done = check(port)
     assert done.returncode == 1
-    assert done.stdout == f"/livez on port {port}: {status}\n"
+    assert done.stdout == f"/livez of 127.0.0.1 on port {port}: {status}\n"
 
 
 def test_a_server_that_is_gone_is_unhealthy_without_a_stack_trace() -> None:
@@ -71,5 +78,26 @@ def test_a_server_that_is_gone_is_unhealthy_without_a_stack_trace() -> None:
         pass
     done = check(port)
     assert done.returncode == 1
-    assert done.stdout.startswith(f"/livez on port {port}: ")
+    assert done.stdout.startswith(f"/livez of 127.0.0.1 on port {port}: ")
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "0.0.0.0", "::"])
+def test_it_asks_where_the_real_server_listens_by_the_settings_of_the_same_env_file(host: str, tmp_path: Path) -> None:
+    certificate = trustme.CA().issue_cert("lensgate.example")
+    certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    certificate.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+    lines = (f"HOST={host}", f"PORT={port}", "TLS_CERT=cert.pem", "TLS_KEY=key.pem")
+    (tmp_path / ".env").write_text("".join(f"LENSGATE_HTTP__{line}\n" for line in lines))
+    with Service(tmp_path, PACKAGED | {"LENSGATE_HTTP__PORT": str(port)}) as service:
+        service.wait_for("worker_serving")
+        done = run(tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_settings_that_are_wrong_are_told(tmp_path: Path) -> None:
+    done = run(tmp_path, LENSGATE_HTTP__PORT="none")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "LENSGATE_HTTP__PORT" in done.stdout

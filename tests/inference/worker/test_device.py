@@ -4,11 +4,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import nn
+from torchvision import models  # type: ignore[import-untyped]  # torchvision ships no types
 
 from inference.errors import ModelLoadError
 from inference.worker.device import dtype_of, resolve_device, resolve_precision, set_up_gpu
 
 CPU = torch.device("cpu")
+PLAIN = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=4), nn.Linear(8, 2))
 
 
 @pytest.fixture
@@ -50,23 +53,33 @@ def test_a_cpu_gets_bf16_only_where_it_has_instructions_for_it(
     capabilities: dict[str, bool], precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert resolve_precision("auto", CPU, "resnet50") == precision
+    assert resolve_precision("auto", CPU, PLAIN) == precision
 
 
 def test_a_gpu_gets_fp16() -> None:
-    assert resolve_precision("auto", torch.device("cuda:0"), "resnet50") == "fp16"
+    assert resolve_precision("auto", torch.device("cuda:0"), nn.Conv2d(8, 8, 3, groups=8)) == "fp16"
 
 
-def test_the_packaged_model_keeps_its_accuracy_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("model", "precision"),
+    [
+        *(("resnet50", "bf16"), ("resnext50_32x4d", "bf16"), ("vit_b_16", "bf16"), ("convnext_tiny", "bf16")),
+        *(("mobilenet_v3_small", "fp32"), ("efficientnet_b0", "fp32"), ("mnasnet0_5", "fp32"), ("shufflenet_v2_x0_5", "fp32")),
+    ],
+)
+def test_a_network_with_small_depthwise_convolutions_keeps_its_accuracy_on_a_cpu(
+    model: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    assert resolve_precision("auto", CPU, "resnet50") == "bf16"
-    assert resolve_precision("auto", CPU, "efficientnet_lite0") == "fp32"
-    assert resolve_precision("bf16", CPU, "efficientnet_lite0") == "bf16"
+    with torch.device("meta"):
+        network = models.get_model(model)
+    assert resolve_precision("auto", CPU, network) == precision
+    assert resolve_precision("bf16", CPU, network) == "bf16"
 
 
 @pytest.mark.parametrize("setting", ["fp32", "bf16", "fp16"])
 def test_a_precision_that_is_asked_for_is_taken(setting: str) -> None:
-    assert resolve_precision(setting, CPU, "resnet50") == setting
+    assert resolve_precision(setting, CPU, PLAIN) == setting
 
 
 def test_each_precision_is_a_torch_dtype() -> None:

@@ -121,6 +121,19 @@ def test_a_passing_server_error_is_tried_again(weights_server: WeightsServer, tm
     assert fetch(weights_server.url, directory=tmp_path, bounds=QUICK).read_bytes() == weights_server.content
 
 
+def test_a_damaged_file_that_cannot_be_replaced_is_named_with_the_hash_that_it_should_have(
+    weights_server: WeightsServer, tmp_path: Path
+) -> None:
+    weights_server.script = [weights_server.status(404)]
+    file = tmp_path / weights_server.name
+    file.write_bytes(b"damaged")
+    start = file.stem.rpartition("-")[2]
+    with pytest.raises(
+        ModelLoadError, match=f"^{file} cannot be used: its SHA-256 must begin with {start}, and it could not be downloaded"
+    ):
+        fetch(weights_server.url, directory=tmp_path)
+
+
 @pytest.mark.parametrize("code", [403, 404])
 def test_a_final_server_error_is_not_tried_again(weights_server: WeightsServer, tmp_path: Path, code: int) -> None:
     weights_server.script = [weights_server.status(code)]

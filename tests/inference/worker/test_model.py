@@ -191,12 +191,15 @@ def test_warm_up_runs_real_batches_the_largest_first(max_batch: int, sizes: list
     assert seen == [size for size in sizes for _ in range(2)]
 
 
-def test_weights_with_a_nan_are_found_at_warm_up() -> None:
+@pytest.mark.parametrize(
+    ("precision", "advice"), [("fp32", "$"), ("bf16", "$"), ("fp16", ", or LENSGATE_INFERENCE__PRECISION=bf16 or fp32")]
+)
+def test_weights_with_a_nan_are_found_at_warm_up(precision: str, advice: str) -> None:
     loaded = _tiny()
     assert isinstance(loaded.module, _Tiny)
     loaded.module.conv.weight[0, 0, 0, 0] = math.nan
-    with pytest.raises(ModelLoadError, match="no finite numbers in fp32"):
-        DeviceModel(loaded, _settings()).warm_up()
+    with pytest.raises(ModelLoadError, match=rf"no finite numbers in {precision}: the weights are broken\.?{advice}"):
+        DeviceModel(loaded, _settings(precision=precision)).warm_up()
 
 
 class _Failing(nn.Module):

