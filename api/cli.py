@@ -120,15 +120,16 @@ def db_upgrade() -> None:
     """
     from security.database import Database
 
-    async def run(settings: Settings) -> None:
+    async def run(settings: Settings) -> str:
         database = Database(settings.security.database_url.get_secret_value())
         try:
             await database.upgrade()
+            return database.location
         finally:
             await database.aclose()
 
-    asyncio.run(run(load_settings()))
-    typer.echo("The client registry is up to date.")
+    location = asyncio.run(run(load_settings()))
+    typer.echo(f"The client registry is up to date: {location}")
 
 
 def main() -> None:

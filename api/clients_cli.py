@@ -31,7 +31,7 @@ def clients_create(
     Example: lensgate clients create my-app --scope predict
     """
     settings = _settings_with(tier)
-    created = with_registry(lambda registry: registry.create(name, scope, tier=tier), settings)
+    created = with_registry(lambda registry: registry.create(name, scope, tier=tier), settings, may_create=True)
     _show_secret(created, as_json, f"Made the client {created.name}.")
 
 

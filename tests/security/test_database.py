@@ -81,9 +81,21 @@ async def test_an_empty_database_is_reported_with_what_to_do(database_url: str, 
 
 async def test_a_missing_sqlite_file_is_reported_and_not_made(tmp_path: Path) -> None:
     database = Database(f"sqlite+aiosqlite:///{tmp_path}/lensgate.db")
-    with pytest.raises(RegistryError, match="does not exist yet: run `lensgate db upgrade`"):
+    with pytest.raises(RegistryError, match=f"^there is no client registry at {tmp_path}/lensgate.db "):
         await database.check_schema()
     assert not (tmp_path / "lensgate.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "location"),
+    [
+        ("sqlite+aiosqlite:////srv/lensgate.db", "/srv/lensgate.db"),
+        ("postgresql+asyncpg://gate:hunter2@db.example.com:6432/registry", "db.example.com:6432/registry"),
+        ("postgresql+asyncpg://gate:hunter2@/registry?host=/run/postgresql", "/run/postgresql:5432/registry"),
+    ],
+)
+def test_a_database_is_named_without_its_secrets(url: str, location: str) -> None:
+    assert Database(url).location == location
 
 
 async def test_the_tables_of_a_newer_version_are_refused_and_left_alone(database: Database) -> None:
