@@ -51,6 +51,8 @@ def serve() -> None:
 
     Example: LENSGATE_HTTP__PORT=8080 lensgate serve
     """
+    import structlog
+
     from api.log import configure_logging
     from api.prepare import prepare
     from api.supervisor import Supervisor, bind
@@ -64,7 +66,12 @@ def serve() -> None:
             await prepare(listening)
             await Supervisor(listening, listener).run()
 
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+    except (ConfigurationError, RegistryError, KeysError, ModelLoadError) as error:
+        # Whoever collects the log does not see standard error.
+        structlog.get_logger().error("start_failed", reason=str(error))
+        raise
 
 
 @app.command()

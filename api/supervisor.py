@@ -130,6 +130,7 @@ class Supervisor:
         try:
             stop_cause = await self._until_the_end(stop, set(keepers.values()), {keepers[engine] for engine in engines})
             renewal.cancel()
+            _log.info("stopping", grace_s=self._settings.http.grace_s, reason="requested" if stop_cause is None else str(stop_cause))
             await self._end(engines, workers, keepers)
             if stop_cause is not None:
                 raise stop_cause
@@ -201,7 +202,6 @@ class Supervisor:
         return {"settings": self._settings.dump(), "listener": self._listener.fileno(), "engines": engine_sockets}
 
     async def _end(self, engines: Sequence[Child], workers: Sequence[Child], keepers: Mapping[Child, asyncio.Task[None]]) -> None:
-        _log.info("stopping", grace_s=self._settings.http.grace_s)
         # Ours is the last copy: once the workers have closed theirs, the kernel refuses new connections by itself.
         self._listener.close()
         loop = asyncio.get_running_loop()

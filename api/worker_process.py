@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import structlog
 import uvloop
 
 from api.app import create_app
@@ -167,6 +168,7 @@ def main() -> None:
     try:
         uvloop.run(_serve(config))
     except (KeysError, RegistryError) as error:
+        structlog.get_logger().error("start_failed", reason=str(error))
         sys.stderr.write(f"lensgate: error: {error}\n")
         sys.exit(EXIT_CONFIGURATION)
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from typer.testing import CliRunner
 
 from api.cli import app
+from support.log_schema import faults
 from support.service import PACKAGED
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -83,6 +85,27 @@ def test_an_unknown_model_ends_the_service_with_a_suggestion(lensgate: Run) -> N
     assert "resnet55" in line
     assert "resnet50" in line
     assert "Traceback" not in run.stdout
+
+
+def events(run: subprocess.CompletedProcess[str], name: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in run.stdout.splitlines()]
+    assert faults(lines) == []
+    return [line for line in lines if line["event"] == name]
+
+
+def test_why_the_engine_cannot_start_is_in_the_log_as_on_standard_error(lensgate: Run, tmp_path: Path) -> None:
+    (tmp_path / "torn.pth").write_bytes(b"no weights")
+    run = lensgate("serve", environment={"LENSGATE_HTTP__PORT": "0", "LENSGATE_INFERENCE__WEIGHTS": "torn.pth"})
+    (failed,) = events(run, "start_failed")
+    assert (failed["process"], f"lensgate: error: {failed['reason']}\n") == ("engine-0", run.stderr)
+    (stopping,) = events(run, "stopping")
+    assert stopping["reason"] == "engine-0 cannot start"
+
+
+def test_why_nothing_was_started_is_in_the_log_as_on_standard_error(lensgate: Run) -> None:
+    run = lensgate("serve", environment={"LENSGATE_HTTP__PORT": "0", "LENSGATE_INFERENCE__WEIGHTS": "nowhere.pth"})
+    (failed,) = events(run, "start_failed")
+    assert (failed["process"], f"lensgate: error: {failed['reason']}") == ("supervisor", error_of(run))
 
 
 def test_a_taken_port(lensgate: Run, tmp_path: Path) -> None:
