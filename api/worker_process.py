@@ -63,7 +63,7 @@ async def _open_services(
     database = Database(security.database_url.get_secret_value())
     registry = ClientRegistry(database)
     keys = KeyStore(security.keys_dir, poll_s=security.poll_s)
-    revocations = RevocationView(registry, issuer=settings.issuer, poll_s=security.poll_s)
+    revocations = RevocationView(registry, issuer=settings.issuer, poll_s=security.poll_s, on_answer=metrics.registry_lost.set)
     await revocations.refresh()
     verifier = TokenVerifier(keys, issuer=settings.issuer, audience=security.audience, clock_skew_s=security.clock_skew_s)
     trusted = TrustedIssuers(verifier, security.trusted_issuers, own_issuer=settings.issuer, clock_skew_s=security.clock_skew_s)
