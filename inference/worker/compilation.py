@@ -76,6 +76,7 @@ def _find_or_make(loaded: LoadedWeights, settings: InferenceSettings, precision:
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise CompilationUnavailable(f"there is no C++ compiler here ({compiler})")
+    _log.info("model_compiling", model=loaded.info.name, hint="a minute or two, once for this machine; it is kept")
     on_compiling()
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory(dir=cache, prefix=_COMPILING) as work:
