@@ -169,6 +169,33 @@ def test_a_compiler_that_fails(settings: InferenceSettings, loaded: LoadedWeight
     assert list((tmp_path / "lensgate" / "compiled").iterdir()) == []
 
 
+def test_what_an_ended_engine_has_left_behind_is_cleared_and_what_another_is_making_is_not(
+    settings: InferenceSettings, loaded: LoadedWeights, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache = tmp_path / "lensgate" / "compiled"
+    script = (
+        "import os, sys, pathlib\n"
+        "from inference.worker.compilation import _work_folder\n"
+        "with _work_folder(pathlib.Path(sys.argv[1])) as work:\n"
+        "    (work / 'model').mkdir()\n"
+        "    print(work, flush=True)\n"
+        "    sys.stdin.read()\n"
+        "    os._exit(0)\n"
+    )
+    cache.mkdir(parents=True, mode=0o700)
+    with subprocess.Popen([sys.executable, "-c", script, str(cache)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        work = Path(other.stdout.readline().strip())
+        broken = settings.model_copy(update={"weights": str(tmp_path / "gone.pth")})  # it fails soon
+        assert find(loaded, broken, mode="auto") is None
+        assert list(work.iterdir()), "another engine is making it"
+        other.communicate("")
+    assert work.exists(), "it has ended as an engine does"
+    assert find(loaded, broken, mode="auto") is None
+    assert list(cache.iterdir()) == []
+
+
 def test_no_folder_to_keep_it_in(
     settings: InferenceSettings, loaded: LoadedWeights, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
