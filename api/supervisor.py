@@ -18,6 +18,7 @@ import structlog
 from api.children import Child, ChildGaveUp
 from api.metric_files import forget_gauges, make_metric_files, remove_metric_files
 from api.settings import ConfigurationError, HttpSettings, Settings
+from api.tls import check_tls
 from inference.gpus import Gpu, gpus_for_engines
 from inference.settings import InferenceSettings
 
@@ -147,6 +148,11 @@ class Supervisor:
         while True:
             await self._renewal_requested.wait()
             self._renewal_requested.clear()
+            try:
+                await asyncio.to_thread(check_tls, self._settings.http)
+            except ConfigurationError as error:
+                _log.error("workers_not_renewed", reason=str(error), effect="the old certificate stays in use")
+                continue
             for worker in workers:
                 former_name = worker.name
                 if not await worker.renew(spare_name, grace_s=self._settings.http.grace_s):
