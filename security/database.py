@@ -124,7 +124,9 @@ class Database:
             try:
                 self._sqlite_file.touch(mode=0o600)
             except OSError as error:
-                raise RegistryError(f"The client registry's file cannot be written: {error.strerror}.") from error
+                raise RegistryError(
+                    f"The client registry {self.location} (LENSGATE_SECURITY__DATABASE_URL) cannot be written: {error.strerror}."
+                ) from error
         async with self._operators_session(writes=True) as session:
             if self._sqlite_file is None:
                 await session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
@@ -150,7 +152,7 @@ class Database:
             reason = reason.replace(self._password, "***")
         if self._sqlite_file is not None and "disk" in reason and shutil.disk_usage(self._sqlite_file.parent).free < _FULL_DISK_BYTES:
             reason = "its disk is full"
-        return RegistryUnavailable(f"The client registry is not available: {reason}")
+        return RegistryUnavailable(f"The client registry is not available: {self.location} (LENSGATE_SECURITY__DATABASE_URL): {reason}")
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -170,7 +172,9 @@ def _parse(url: str) -> URL:
         raise RegistryError("The SQLite database must be a file: every process opens it for itself.")
     folder = Path(parsed.database).parent
     if not folder.is_dir():
-        raise RegistryError(f"The folder {str(folder)!r} of the SQLite database does not exist: make it first.")
+        raise RegistryError(
+            f"The folder {str(folder.absolute())!r} of the SQLite database (LENSGATE_SECURITY__DATABASE_URL) does not exist: make it first."
+        )
     return parsed
 
 

@@ -82,7 +82,8 @@ def test_sqlite_locked_by_another_writer_costs_only_what_must_write(service: Ser
         refused = post(service, "/oauth2/revoke", {"token": spare}, client)
         assert (refused.status_code, refused.json()["error"]) == (503, "temporarily_unavailable")
         assert failing_command(service, "clients", "disable", "locked") == (
-            "lensgate: error: The client registry is not available: database is locked\n"
+            f"lensgate: error: The client registry is not available: {service.folder}/lensgate.db (LENSGATE_SECURITY__DATABASE_URL): "
+            "database is locked\n"
         )
         other.execute("ROLLBACK")
     operate(service, "clients", "disable", "locked")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 import stat
 import subprocess
 import sys
@@ -155,6 +156,7 @@ async def test_a_server_that_is_not_there_is_registry_unavailable_and_shows_no_p
     with pytest.raises(RegistryUnavailable) as refused:
         await database.check_schema()
     assert SECRET not in str(refused.value) + repr(refused.value.__cause__)
+    assert f"{tmp_path}:5432/lensgate (LENSGATE_SECURITY__DATABASE_URL)" in str(refused.value)
     await database.aclose()
 
 
@@ -187,14 +189,15 @@ async def test_a_request_is_not_told_why(postgres_socket_dir: Path) -> None:
 async def test_a_file_that_is_no_database_is_registry_unavailable(tmp_path: Path) -> None:
     (tmp_path / "lensgate.db").write_text("this is no database at all, though it is long enough to be mistaken for one" * 20)
     database = Database(f"sqlite+aiosqlite:///{tmp_path}/lensgate.db")
-    with pytest.raises(RegistryUnavailable, match=r"^The client registry is not available: file is not a database$"):
+    said = f"The client registry is not available: {tmp_path}/lensgate.db (LENSGATE_SECURITY__DATABASE_URL): file is not a database"
+    with pytest.raises(RegistryUnavailable, match=f"^{re.escape(said)}$"):
         await database.check_schema()
     await database.aclose()
 
 
 async def test_a_file_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "lensgate.db").symlink_to(tmp_path / "missing" / "lensgate.db")
-    with pytest.raises(RegistryError, match=r"^The client registry's file cannot be written: No such file or directory\.$"):
+    with pytest.raises(RegistryError, match=f"^The client registry {tmp_path}/lensgate.db .* cannot be written: No such file"):
         await upgrade(f"sqlite+aiosqlite:///{tmp_path}/lensgate.db")
 
 
