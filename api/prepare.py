@@ -15,6 +15,7 @@ from api.tracing import check_tracing
 from inference.settings import InferenceSettings
 from security.clients import ClientRegistry
 from security.database import Database
+from security.key_ring import KeyRing, publication_delay_s
 from security.keys import ensure_keys
 from security.rate_limits import MEMORY
 
@@ -40,6 +41,9 @@ async def prepare(settings: Settings) -> None:
         _log.warning(
             "signing_key_created", kid=created_kid, keys_dir=str(settings.security.keys_dir), hint="keep it secret, and back it up"
         )
+    # Read as the workers will: one that is no key must not be found only after they were started.
+    delay_s = publication_delay_s(settings.security.poll_s)
+    await asyncio.to_thread(KeyRing.load, settings.security.keys_dir, publication_delay_s=delay_s)
     database = Database(url)
     try:
         if is_sqlite:

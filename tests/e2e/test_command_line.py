@@ -124,6 +124,15 @@ def test_an_unwritable_keys_folder(lensgate: Run, tmp_path: Path) -> None:
     assert "keys folder" in line
 
 
+def test_a_key_file_that_is_no_key_is_told_before_anything_is_started(lensgate: Run, tmp_path: Path) -> None:
+    (tmp_path / "keys").mkdir(mode=0o700)
+    (tmp_path / "keys" / "broken.pem").write_text("nothing")
+    (tmp_path / "keys" / "broken.pem").chmod(0o600)
+    run = lensgate("serve", environment={"LENSGATE_HTTP__PORT": "0"})
+    assert "'broken.pem' is not an unencrypted PEM private key" in error_of(run)
+    assert [line["event"] for line in map(json.loads, run.stdout.splitlines())] == ["start_failed"]
+
+
 def test_a_database_in_a_folder_that_is_not_there(lensgate: Run) -> None:
     url = "sqlite+aiosqlite:///nowhere/lensgate.db"
     assert "nowhere" in error_of(lensgate("serve", environment={"LENSGATE_HTTP__PORT": "0", "LENSGATE_SECURITY__DATABASE_URL": url}))
