@@ -6,13 +6,13 @@ import dataclasses
 import json
 import sys
 import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
 from api.log import configure_logging
 from api.settings import load_settings
+from api.utc_time import utc_time
 from security.errors import KeysError, RegistryError
 from security.settings import SecuritySettings
 
@@ -33,7 +33,7 @@ def keys_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, 
         typer.echo(json.dumps([dataclasses.asdict(key) for key in found]))
         return
     for key in found:
-        typer.echo(f"{key.kid:26}  {key.algorithm}  {key.state:9}  created {_when(key.created_at)}{_next(key)}")
+        typer.echo(f"{key.kid:26}  {key.algorithm}  {key.state:9}  created {utc_time(key.created_at)}{_next(key)}")
 
 
 @keys.command("rotate")
@@ -115,11 +115,7 @@ def _describe(security: SecuritySettings) -> list[KeyInfo]:
 
 def _next(key: KeyInfo) -> str:
     if key.state == "published":
-        return f"  signs from {_when(key.signs_from)}"
+        return f"  signs from {utc_time(key.signs_from)}"
     if key.state == "retired" and key.last_token_gone_at is not None:
-        return f"  needed until {_when(key.last_token_gone_at)}"
+        return f"  needed until {utc_time(key.last_token_gone_at)}"
     return ""
-
-
-def _when(at_s: float) -> str:
-    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -99,6 +99,12 @@ class ClientRegistry:
         async with self._database.session() as session:
             return _to_client(await _find(session, client))
 
+    async def former_secret_ends_at(self, client_id: str) -> int | None:
+        """Until when a secret that was replaced still works, in seconds since the epoch; None where none does."""
+        still_works = (ClientSecretRow.client_id == client_id, ClientSecretRow.expires_at > int(self._clock()))
+        async with self._database.session() as session:
+            return await session.scalar(select(func.max(ClientSecretRow.expires_at)).where(*still_works))
+
     async def set_tier(self, client: str, tier: str) -> Client:
         """Give the client another tier of rate limits, within the poll."""
         check_tier(tier)

@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +161,17 @@ def test_a_client_from_its_making_to_its_end(lensgate: Run) -> None:
     shown = lensgate("clients", "show", "my app")
     assert created["client_id"] in shown.stdout
     assert created["client_secret"] not in shown.stdout
+    assert "old secret" not in shown.stdout
+    (made_at,) = re.findall(r"^created_at +(.+)$", shown.stdout, re.MULTILINE)
+    epoch_s = json.loads(lensgate("clients", "show", "my app", "--json").stdout)["created_at"]
+    assert datetime.strptime(made_at, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp() == epoch_s
     assert "already" in error_of(lensgate("clients", "create", "my app", "--scope", "predict"))
     rotated = json.loads(lensgate("clients", "rotate-secret", created["client_id"], "--json").stdout)
     assert rotated["client_secret"] != created["client_secret"]
+    (until,) = re.findall(r"^old secret +works until (.+)$", lensgate("clients", "show", "my app").stdout, re.MULTILINE)
+    assert until > made_at
+    assert lensgate("clients", "rotate-secret", "my app", "--overlap-s", "0").returncode == 0
+    assert "old secret" not in lensgate("clients", "show", "my app").stdout
     tiers = {name: {"images": "9/second", "in_flight": 9} for name in ("standard", "gold")}
     gold = {"LENSGATE_SECURITY__TIERS": json.dumps(tiers)}
     assert lensgate("clients", "set-tier", "my app", "gold", environment=gold).stdout == "my app has the tier gold.\n"
