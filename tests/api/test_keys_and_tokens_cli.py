@@ -136,6 +136,14 @@ def test_a_token_revoked_by_its_id_stays_so_for_as_long_as_any_token_lives(regis
     assert asyncio.run(revoked_at(time.time() + MAX_TOKEN_LIFETIME_S + 3600)) == frozenset()
 
 
+def test_a_whole_token_is_told_from_its_id_and_not_shown(registry: Path) -> None:
+    short, long = (f"eyJhbGciOiJFUzI1NiJ9.{'x' * length}.c2lnbmF0dXJl" for length in (20, 900))
+    for token in (short, long):
+        with pytest.raises(RegistryError, match="that is a whole token; revoke it by its id, which is its claim `jti`") as refused:
+            run("tokens", "revoke", token)
+        assert token not in str(refused.value)
+
+
 @pytest.mark.parametrize("jti", ["", "x" * 256, "a\nb"])
 def test_what_cannot_be_a_token_id_is_refused(registry: Path, jti: str) -> None:
     with pytest.raises(RegistryError, match="1 to 255 printable"):
