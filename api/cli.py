@@ -72,6 +72,8 @@ def serve() -> None:
 
     Example: LENSGATE_HTTP__PORT=8080 lensgate serve
     """
+    import structlog
+
     from api.log import configure_logging
     from api.prepare import prepare
     from api.supervisor import Supervisor, bind
@@ -85,7 +87,12 @@ def serve() -> None:
             await prepare(listening)
             await Supervisor(listening, listener).run()
 
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+    except (ConfigurationError, RegistryError, KeysError, ModelLoadError) as error:
+        # Whoever collects the log does not see standard error.
+        structlog.get_logger().error("start_failed", reason=str(error))
+        raise
 
 
 @app.command()
@@ -141,15 +148,16 @@ def db_upgrade() -> None:
     """
     from security.database import Database
 
-    async def run(settings: Settings) -> None:
+    async def run(settings: Settings) -> str:
         database = Database(settings.security.database_url.get_secret_value())
         try:
             await database.upgrade()
+            return database.location
         finally:
             await database.aclose()
 
-    asyncio.run(run(load_settings()))
-    typer.echo("The client registry is up to date.")
+    location = asyncio.run(run(load_settings()))
+    typer.echo(f"The client registry is up to date: {location}")
 
 
 def main() -> None:

@@ -9,9 +9,11 @@ import typer
 
 from api.registry_access import with_registry
 from api.settings import ConfigurationError, Settings, load_settings
+from api.utc_time import utc_time
 
 if TYPE_CHECKING:  # the database's library is slow to load, and most commands do without
     from security.client_records import Client, CreatedClient
+    from security.clients import ClientRegistry
 
 clients: Final = typer.Typer(
     no_args_is_help=True, help="The client apps that may ask for tokens.\n\nExample: lensgate clients create my-app --scope predict"
@@ -35,7 +37,7 @@ def clients_create(
     settings = _settings_with(tier)
     # As people write lists: --scope a --scope b, --scope a,b or --scope "a b".
     scopes = " ".join(scope).replace(",", " ").split()
-    created = with_registry(lambda registry: registry.create(name, scopes, tier=tier), settings)
+    created = with_registry(lambda registry: registry.create(name, scopes, tier=tier), settings, may_create=True)
     _show_secret(created, as_json, f"Made the client {created.name}.")
 
 
@@ -62,11 +64,20 @@ def clients_show(client: Reference, as_json: AsJson = False) -> None:
 
     Example: lensgate clients show my-app
     """
-    found = with_registry(lambda registry: registry.get(client))
+
+    async def ask(registry: ClientRegistry) -> tuple[Client, int | None]:
+        found = await registry.get(client)
+        return found, await registry.former_secret_ends_at(found.client_id)
+
+    found, former_secret_ends_at = with_registry(ask)
     if as_json:
         _print_json(_as_json(found))
         return
-    for key, value in _as_json(found).items():
+    shown = _as_json(found)
+    shown |= {name: utc_time(shown[name]) for name in ("created_at", "disabled_at") if shown[name] is not None}
+    if former_secret_ends_at is not None:
+        shown["old secret"] = f"works until {utc_time(former_secret_ends_at)}"
+    for key, value in shown.items():
         typer.echo(f"{key:14} {' '.join(value) if isinstance(value, list) else '-' if value is None else value}")
 
 

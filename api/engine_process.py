@@ -69,6 +69,7 @@ def main() -> None:
     try:
         uvloop.run(_run(config))
     except ModelLoadError as error:
+        structlog.get_logger().error("start_failed", reason=str(error))
         sys.stderr.write(f"lensgate: error: {error}\n")
         code = EXIT_CONFIGURATION
     except Exception:  # noqa: BLE001  logged in our form; the supervisor starts another engine

@@ -6,13 +6,14 @@ import dataclasses
 import json
 import sys
 import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
 from api.log import configure_logging
 from api.settings import load_settings
+from api.utc_time import utc_time
+from security.errors import KeysError, RegistryError
 from security.settings import SecuritySettings
 
 if TYPE_CHECKING:  # cryptography is slow to load, and most commands do without
@@ -32,7 +33,7 @@ def keys_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, 
         typer.echo(json.dumps([dataclasses.asdict(key) for key in found]))
         return
     for key in found:
-        typer.echo(f"{key.kid:26}  {key.algorithm}  {key.state:9}  created {_when(key.created_at)}{_next(key)}")
+        typer.echo(f"{key.kid:26}  {key.algorithm}  {key.state:9}  created {utc_time(key.created_at)}{_next(key)}")
 
 
 @keys.command("rotate")
@@ -52,13 +53,15 @@ def keys_rotate(
     from security.key_rotation import rotate_keys
 
     security = _settings()
+    _check_is_the_services(security)
+    folder = security.keys_dir.absolute()
     kid = rotate_keys(security.keys_dir, algorithm=algorithm, sign_after_s=sign_after_s, poll_s=security.poll_s)
     made = next(key for key in _describe(security) if key.kid == kid)
     if made.state == "signing":
-        typer.echo(f"Made the key {kid} ({made.algorithm}): it signs from now on.")
+        typer.echo(f"Made the key {kid} ({made.algorithm}) in {folder}: it signs from now on.")
         return
     in_s = max(publication_delay_s(security.poll_s), sign_after_s)
-    typer.echo(f"Made the key {kid} ({made.algorithm}): published within {security.poll_s:g} s, it signs in {in_s:g} s.")
+    typer.echo(f"Made the key {kid} ({made.algorithm}) in {folder}: published within {security.poll_s:g} s, it signs in {in_s:g} s.")
     typer.echo("The older keys verify what they have signed; `lensgate keys prune` deletes those that no live token needs.")
 
 
@@ -75,7 +78,9 @@ def keys_prune() -> None:
     for kid in gone:
         typer.echo(f"Deleted the key {kid}.")
     if not gone:
-        typer.echo("Deleted nothing: every key signs, will sign, or may have signed a token that is still good.")
+        typer.echo(
+            f"Deleted nothing in {security.keys_dir.absolute()}: every key signs, will sign, or may have signed a token that is still good."
+        )
 
 
 def _settings() -> SecuritySettings:
@@ -83,6 +88,23 @@ def _settings() -> SecuritySettings:
     # A log line must not stand between the lines of --json.
     configure_logging(settings.log.level, settings.log.format, process="cli", stream=sys.stderr)
     return settings.security
+
+
+def _check_is_the_services(security: SecuritySettings) -> None:
+    """Where nothing of the service is, a new key would be for nobody, and a leaked one would go on signing.
+
+    Replicas' first key is made before anything else, and their registry is no file: their folder may be new.
+    """
+    url = security.database_url.get_secret_value()
+    if security.keys_dir.exists() or not url.startswith("sqlite"):
+        return
+    from security.database import Database
+
+    folder = security.keys_dir.absolute()
+    try:
+        Database(url).check_file()
+    except RegistryError as error:
+        raise KeysError(f"there is no keys folder {str(folder)!r}, and {error}; for a first key, make the folder yourself") from None
 
 
 def _describe(security: SecuritySettings) -> list[KeyInfo]:
@@ -93,11 +115,7 @@ def _describe(security: SecuritySettings) -> list[KeyInfo]:
 
 def _next(key: KeyInfo) -> str:
     if key.state == "published":
-        return f"  signs from {_when(key.signs_from)}"
+        return f"  signs from {utc_time(key.signs_from)}"
     if key.state == "retired" and key.last_token_gone_at is not None:
-        return f"  needed until {_when(key.last_token_gone_at)}"
+        return f"  needed until {utc_time(key.last_token_gone_at)}"
     return ""
-
-
-def _when(at_s: float) -> str:
-    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

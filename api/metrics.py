@@ -21,6 +21,8 @@ UNMATCHED: Final = "unmatched"
 _OTHER: Final = "other"
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _CLOSED_UNANSWERED: Final = ("silent", "unread")
+REGISTRY_LOST: Final = "registry_lost"
+"""Why an OAuth endpoint refuses while the client registry does not answer. Not `not_ready`: pictures are classified all the same."""
 SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """From a probe's answer to the longest that a caller is likely to wait."""
 
@@ -96,9 +98,15 @@ class Metrics:
             "How often a limit was counted by one worker for itself, because Redis was not there or too slow.",
             registry=registry,
         )
+        self.registry_lost = Gauge(
+            "lensgate_registry_lost",
+            "1 while the client registry does not answer a worker, so that no token is given out and no new refusal is heard of; else 0.",
+            multiprocess_mode="max",
+            registry=registry,
+        )
         self.log_drops = log_drops(registry)
         self._in_flight.set(0)
-        for reason in (*KINDS, *_CLOSED_UNANSWERED):  # from the start, so that the first of a kind is seen as an increase
+        for reason in (*KINDS, REGISTRY_LOST, *_CLOSED_UNANSWERED):  # from the start, so that the first of a kind is seen as an increase
             self._refusals.labels(reason)
         for outcome in ("confirmed", "changed", "left"):
             self._close_calls.labels(outcome)

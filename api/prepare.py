@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-import ssl
 from importlib.util import find_spec
 from typing import Final
 
 import structlog
 
-from api.settings import ConfigurationError, HttpSettings, Settings
+from api.settings import ConfigurationError, Settings
+from api.tls import check_tls
 from api.tracing import check_tracing
 from inference.settings import InferenceSettings
 from security.clients import ClientRegistry
 from security.database import Database
+from security.key_ring import KeyRing, publication_delay_s
 from security.keys import ensure_keys
 from security.rate_limits import MEMORY
 
@@ -29,7 +30,7 @@ async def prepare(settings: Settings) -> None:
         KeysError: the keys folder is empty (and must not be filled by us), unwritable, or holds what is no key.
         RegistryError: the database is out of reach, or its tables are out of date.
     """
-    _check_tls(settings.http)
+    check_tls(settings.http)
     _check_local_files(settings.inference)
     _check_limit_storage(settings)
     check_tracing(os.environ)
@@ -40,6 +41,9 @@ async def prepare(settings: Settings) -> None:
         _log.warning(
             "signing_key_created", kid=created_kid, keys_dir=str(settings.security.keys_dir), hint="keep it secret, and back it up"
         )
+    # Read as the workers will: one that is no key must not be found only after they were started.
+    delay_s = publication_delay_s(settings.security.poll_s)
+    await asyncio.to_thread(KeyRing.load, settings.security.keys_dir, publication_delay_s=delay_s)
     database = Database(url)
     try:
         if is_sqlite:
@@ -62,24 +66,6 @@ async def prepare(settings: Settings) -> None:
             url=settings.issuer,
             hint="tokens and metadata name an address that nobody can call: set LENSGATE_SECURITY__ISSUER to the one that clients use",
         )
-
-
-def _check_tls(http: HttpSettings) -> None:
-    if http.tls_cert is None or http.tls_key is None:
-        return
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(http.tls_cert, http.tls_key, password=_no_password)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ssl.SSLError):
-            reason = "they are not a PEM certificate and its key"
-        else:
-            reason = str(error.strerror) if isinstance(error, OSError) else str(error)
-        raise ConfigurationError(f"LENSGATE_HTTP__TLS_CERT and LENSGATE_HTTP__TLS_KEY cannot be used: {reason}") from error
-
-
-def _no_password() -> str:
-    # Without this OpenSSL would ask on the terminal, and a service would hang.
-    raise ValueError("the key is encrypted, and nobody is there to give its password")
 
 
 def _check_limit_storage(settings: Settings) -> None:

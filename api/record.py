@@ -45,6 +45,8 @@ class RequestRecord:
     """The `jti` of the token that was given or revoked."""
     code: str | None = None
     """The problem's code when the answer is an error."""
+    reason: str | None = None
+    """What the refusal is counted as, where that is not its code."""
     cause: str | None = None
     """Why a token was refused: a fixed word that only the log shows."""
     disconnected: bool = False

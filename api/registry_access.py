@@ -16,8 +16,14 @@ if TYPE_CHECKING:  # the database's library is slow to load, and most commands d
 T = TypeVar("T")
 
 
-def with_registry(act: Callable[[ClientRegistry], Awaitable[T]], settings: Settings | None = None) -> T:
+def with_registry(act: Callable[[ClientRegistry], Awaitable[T]], settings: Settings | None = None, *, may_create: bool = False) -> T:
     """What `act` returns for the registry of these settings, by default this process's.
+
+    Args:
+        act: what to do.
+        settings: where the registry is.
+        may_create: whether a SQLite file that is not there is made: a first `clients create` on a laptop needs no command before it. Any
+            other command would report success, in a folder that is not the service's, on a registry that nobody reads.
 
     Raises:
         ConfigurationError: the settings are not usable.
@@ -35,7 +41,8 @@ def with_registry(act: Callable[[ClientRegistry], Awaitable[T]], settings: Setti
     async def run() -> T:
         database = Database(url)
         try:
-            # A first `clients create` on a laptop needs no command before it.
+            if not may_create:
+                database.check_file()
             await (database.upgrade() if url.startswith("sqlite") else database.check_schema())
             return await act(ClientRegistry(database))
         except RegistryUnavailable as error:

@@ -18,6 +18,7 @@ import structlog
 from api.children import Child, ChildGaveUp
 from api.metric_files import forget_gauges, make_metric_files, remove_metric_files
 from api.settings import ConfigurationError, HttpSettings, Settings
+from api.tls import check_tls
 from inference.gpus import Gpu, gpus_for_engines
 from inference.settings import InferenceSettings
 
@@ -134,6 +135,7 @@ class Supervisor:
         try:
             stop_cause = await self._until_the_end(stop, set(keepers.values()), {keepers[engine] for engine in engines})
             renewal.cancel()
+            _log.info("stopping", grace_s=self._settings.http.grace_s, reason="requested" if stop_cause is None else str(stop_cause))
             await self._end(engines, workers, keepers)
             if stop_cause is not None:
                 raise stop_cause
@@ -150,6 +152,11 @@ class Supervisor:
         while True:
             await self._renewal_requested.wait()
             self._renewal_requested.clear()
+            try:
+                await asyncio.to_thread(check_tls, self._settings.http)
+            except ConfigurationError as error:
+                _log.error("workers_not_renewed", reason=str(error), effect="the old certificate stays in use")
+                continue
             for worker in workers:
                 former_name = worker.name
                 if not await worker.renew(spare_name, grace_s=self._settings.http.grace_s):
@@ -205,7 +212,6 @@ class Supervisor:
         return {"settings": self._settings.dump(), "listener": self._listener.fileno(), "engines": engine_sockets}
 
     async def _end(self, engines: Sequence[Child], workers: Sequence[Child], keepers: Mapping[Child, asyncio.Task[None]]) -> None:
-        _log.info("stopping", grace_s=self._settings.http.grace_s)
         # Ours is the last copy: once the workers have closed theirs, the kernel refuses new connections by itself.
         self._listener.close()
         loop = asyncio.get_running_loop()

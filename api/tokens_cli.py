@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Annotated, Final
 
@@ -9,11 +10,14 @@ import typer
 
 from api.registry_access import with_registry
 from api.settings import load_settings
+from security.errors import RegistryError
 
 tokens: Final = typer.Typer(
     no_args_is_help=True, help="Access tokens that are out there.\n\nExample: lensgate tokens revoke 7Jz0yVw2sQk3cT1xRb9uAg"
 )
 
+_JWT: Final = re.compile(r"eyJ[\w-]*\.[\w-]+\.[\w-]*")
+"""RFC 7519: three parts in base64url, of which the first begins with `{"`. No id of ours has a point in it."""
 _BY_OPERATOR: Final = "operator"
 """Stands for the client of a revoked token: nobody keeps which token went to whom."""
 
@@ -27,6 +31,8 @@ def tokens_revoke(
 
     Example: lensgate tokens revoke 7Jz0yVw2sQk3cT1xRb9uAg
     """
+    if _JWT.fullmatch(jti):
+        raise RegistryError("that is a whole token; revoke it by its id, which is its claim `jti`, in the log token_id")
     from security.tokens import MAX_TOKEN_LIFETIME_S
 
     settings = load_settings()

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import structlog
 import uvloop
 
 from api.app import create_app
@@ -62,7 +63,7 @@ async def _open_services(
     database = Database(security.database_url.get_secret_value())
     registry = ClientRegistry(database)
     keys = KeyStore(security.keys_dir, poll_s=security.poll_s)
-    revocations = RevocationView(registry, issuer=settings.issuer, poll_s=security.poll_s)
+    revocations = RevocationView(registry, issuer=settings.issuer, poll_s=security.poll_s, on_answer=metrics.registry_lost.set)
     await revocations.refresh()
     verifier = TokenVerifier(keys, issuer=settings.issuer, audience=security.audience, clock_skew_s=security.clock_skew_s)
     trusted = TrustedIssuers(verifier, security.trusted_issuers, own_issuer=settings.issuer, clock_skew_s=security.clock_skew_s)
@@ -167,6 +168,7 @@ def main() -> None:
     try:
         uvloop.run(_serve(config))
     except (KeysError, RegistryError) as error:
+        structlog.get_logger().error("start_failed", reason=str(error))
         sys.stderr.write(f"lensgate: error: {error}\n")
         sys.exit(EXIT_CONFIGURATION)
 

@@ -85,7 +85,7 @@ class ClientRegistry:
             except IntegrityError as error:
                 raise RegistryError(f"There is a client called {name!r} already.") from error
             session.add(ClientSecretRow(client_id=client_id, secret_hash=_hash(secret), created_at=now))
-        _log.info("client_created", client_id=client_id, client_name=name, scopes=granted, tier=tier)
+        _log.info("client_created", client_id=client_id, client_name=name, scopes=granted, tier=tier, registry=self._database.location)
         return CreatedClient(client_id=client_id, client_secret=secret, name=name, scopes=granted, tier=tier)
 
     async def list_all(self) -> list[Client]:
@@ -99,6 +99,12 @@ class ClientRegistry:
         async with self._database.session() as session:
             return _to_client(await _find(session, client))
 
+    async def former_secret_ends_at(self, client_id: str) -> int | None:
+        """Until when a secret that was replaced still works, in seconds since the epoch; None where none does."""
+        still_works = (ClientSecretRow.client_id == client_id, ClientSecretRow.expires_at > int(self._clock()))
+        async with self._database.session() as session:
+            return await session.scalar(select(func.max(ClientSecretRow.expires_at)).where(*still_works))
+
     async def set_tier(self, client: str, tier: str) -> Client:
         """Give the client another tier of rate limits, within the poll."""
         check_tier(tier)
@@ -106,7 +112,7 @@ class ClientRegistry:
             row = await _find(session, client, for_update=True)
             row.tier = tier
             found = _to_client(row)
-        _log.info("client_tier_set", client_id=found.client_id, client_name=found.name, tier=tier)
+        _log.info("client_tier_set", client_id=found.client_id, client_name=found.name, tier=tier, registry=self._database.location)
         return found
 
     async def disable(self, client: str) -> Client:
@@ -115,7 +121,7 @@ class ClientRegistry:
             row = await _find(session, client, for_update=True)
             row.disabled_at = row.disabled_at or int(self._clock())
             found = _to_client(row)
-        _log.info("client_disabled", client_id=found.client_id, client_name=found.name)
+        _log.info("client_disabled", client_id=found.client_id, client_name=found.name, registry=self._database.location)
         return found
 
     async def enable(self, client: str) -> Client:
@@ -124,7 +130,7 @@ class ClientRegistry:
             row = await _find(session, client, for_update=True)
             row.disabled_at = None
             found = _to_client(row)
-        _log.info("client_enabled", client_id=found.client_id, client_name=found.name)
+        _log.info("client_enabled", client_id=found.client_id, client_name=found.name, registry=self._database.location)
         return found
 
     async def delete(self, client: str) -> Client:
@@ -134,7 +140,7 @@ class ClientRegistry:
             session.add(DeletedClientRow(client_id=row.client_id, expires_at=int(self._clock()) + MAX_TOKEN_LIFETIME_S))
             await session.execute(delete(ClientRow).where(ClientRow.client_id == row.client_id))
             found = _to_client(row)
-        _log.info("client_deleted", client_id=found.client_id, client_name=found.name)
+        _log.info("client_deleted", client_id=found.client_id, client_name=found.name, registry=self._database.location)
         return found
 
     async def rotate_secret(self, client: str, *, overlap_s: int) -> CreatedClient:
@@ -150,7 +156,13 @@ class ClientRegistry:
             await session.execute(update(ClientSecretRow).where(secret_of_client).values(expires_at=now + overlap_s))
             session.add(ClientSecretRow(client_id=row.client_id, secret_hash=_hash(secret), created_at=now))
             found = _to_client(row)
-        _log.info("client_secret_rotated", client_id=found.client_id, client_name=found.name, overlap_s=overlap_s)
+        _log.info(
+            "client_secret_rotated",
+            client_id=found.client_id,
+            client_name=found.name,
+            overlap_s=overlap_s,
+            registry=self._database.location,
+        )
         return CreatedClient(client_id=found.client_id, client_secret=secret, name=found.name, scopes=found.scopes, tier=found.tier)
 
     async def authenticate(self, client_id: str, client_secret: str) -> AuthenticatedClient | None:
@@ -198,7 +210,7 @@ class ClientRegistry:
             except IntegrityError:  # another replica has just revoked it
                 await session.rollback()
                 return
-        _log.info("token_revoked", token_id=jti, client_id=client_id)
+        _log.info("token_revoked", token_id=jti, client_id=client_id, registry=self._database.location)
 
     async def is_refused(self, token_id: str, client_id: str) -> bool:
         """Whether this token was revoked, or its client disabled or deleted, as of now. One query; for what must not wait for the poll."""

@@ -43,6 +43,8 @@ class Database:
         self._password = str(parsed.password or "")
         self._sqlite_file = Path(parsed.database or "") if parsed.drivername == SQLITE else None
         self._sqlite_inode: tuple[int, int] | None = None
+        self.location = _locate(parsed)
+        """Which database it is: the file's absolute path, or PostgreSQL's host, port and name. Without user and password."""
         self._engine = _create_engine(parsed)
         self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
 
@@ -84,18 +86,27 @@ class Database:
             await self._engine.dispose()
         self._sqlite_inode = inode
 
+    def check_file(self) -> None:
+        """Make sure that SQLite's file is there: connecting to a missing one would make an empty registry.
+
+        Raises:
+            RegistryError: it is not.
+        """
+        if self._sqlite_file is not None and not self._sqlite_file.exists():
+            raise RegistryError(
+                f"there is no client registry at {self.location} (LENSGATE_SECURITY__DATABASE_URL; is this the service's folder?)"
+            )
+
     async def check_schema(self) -> None:
         """Make sure that the tables are those this version knows.
 
         Raises:
-            RegistryError: they are not; the message says what to do.
+            RegistryError: they are not, or there is no file; the message says what to do.
             RegistryUnavailable: the database does not answer; the message says why.
         """
         from security.schema import check_version
 
-        # Connecting to a missing file would make an empty one.
-        if self._sqlite_file is not None and not self._sqlite_file.exists():
-            raise RegistryError("The client registry does not exist yet: run `lensgate db upgrade`.")
+        self.check_file()
         async with self._operators_session() as session:
             connection = await session.connection()
             await connection.run_sync(check_version)
@@ -113,7 +124,9 @@ class Database:
             try:
                 self._sqlite_file.touch(mode=0o600)
             except OSError as error:
-                raise RegistryError(f"The client registry's file cannot be written: {error.strerror}.") from error
+                raise RegistryError(
+                    f"The client registry {self.location} (LENSGATE_SECURITY__DATABASE_URL) cannot be written: {error.strerror}."
+                ) from error
         async with self._operators_session(writes=True) as session:
             if self._sqlite_file is None:
                 await session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
@@ -139,7 +152,7 @@ class Database:
             reason = reason.replace(self._password, "***")
         if self._sqlite_file is not None and "disk" in reason and shutil.disk_usage(self._sqlite_file.parent).free < _FULL_DISK_BYTES:
             reason = "its disk is full"
-        return RegistryUnavailable(f"The client registry is not available: {reason}")
+        return RegistryUnavailable(f"The client registry is not available: {self.location} (LENSGATE_SECURITY__DATABASE_URL): {reason}")
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -159,8 +172,19 @@ def _parse(url: str) -> URL:
         raise RegistryError("The SQLite database must be a file: every process opens it for itself.")
     folder = Path(parsed.database).parent
     if not folder.is_dir():
-        raise RegistryError(f"The folder {str(folder)!r} of the SQLite database does not exist: make it first.")
+        raise RegistryError(
+            f"The folder {str(folder.absolute())!r} of the SQLite database (LENSGATE_SECURITY__DATABASE_URL) does not exist: make it first."
+        )
     return parsed
+
+
+def _locate(url: URL) -> str:
+    if url.drivername == SQLITE:
+        return str(Path(url.database or "").absolute())
+    # What the driver takes where the URL names none. A host may also stand in the query.
+    hosts = url.query.get("host", ())
+    host = url.host or (hosts if isinstance(hosts, str) else ",".join(hosts)) or "localhost"
+    return f"{host}:{url.port or 5432}/{url.database or ''}"
 
 
 def _create_engine(url: URL) -> AsyncEngine:

@@ -86,7 +86,13 @@ def rotate_keys(keys_dir: Path, *, algorithm: Algorithm, sign_after_s: float, po
         while created_at in taken:
             created_at += 1
         kid = create_key(keys_dir, algorithm=algorithm, created_at=created_at)
-    _log.info("key_rotated", kid=kid, algorithm=algorithm, signs_in_s=max(delay_s, sign_after_s) if present else 0.0)
+    _log.info(
+        "key_rotated",
+        kid=kid,
+        algorithm=algorithm,
+        signs_in_s=max(delay_s, sign_after_s) if present else 0.0,
+        keys_dir=str(keys_dir.absolute()),
+    )
     return kid
 
 
@@ -109,10 +115,10 @@ def prune_keys(keys_dir: Path, *, poll_s: float, clock_skew_s: float, now: float
             except OSError as error:
                 raise KeysError(f"The key {kid!r} cannot be deleted from {str(keys_dir)!r}: {error.strerror}.") from error
     if gone:
-        _log.info("keys_pruned", kids=gone)
+        _log.info("keys_pruned", kids=gone, keys_dir=str(keys_dir.absolute()))
     return gone
 
 
 def _check_folder(keys_dir: Path) -> None:
     if not keys_dir.exists():
-        raise KeysError(f"There is no keys folder {str(keys_dir)!r}: `lensgate keys rotate` makes it, with a first key.")
+        raise KeysError(f"There is no keys folder {str(keys_dir.absolute())!r}: `lensgate keys rotate` makes it, with a first key.")

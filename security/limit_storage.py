@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -21,6 +22,11 @@ _LONGEST_PAUSE_S: Final = 16.0
 _STEADY_S: Final = 30.0
 """A Redis that is lost again sooner than this is looked for less often each time, so that a slow one does not cost every request."""
 _PROBE_TIMEOUT_S: Final = 1.0
+
+_REFUSALS: Final = frozenset({"AuthenticationError", "AuthenticationWrongNumberOfArgsError", "AuthorizationError", "NoPermissionError"})
+"""redis-py's names of what no waiting helps against. By name, because the package is optional."""
+_REFUSED: Final = "Redis refuses the user or the password of LENSGATE_SECURITY__RATE_LIMIT_STORAGE"
+_GONE: Final = "does Redis run, and is LENSGATE_SECURITY__RATE_LIMIT_STORAGE its address?"
 
 _log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -58,6 +64,8 @@ class RateLimiter:
         self._on_fallback = on_fallback
         self._local = MemoryWindows()
         self._redis = None if url == MEMORY else RedisWindows(url)
+        parts = urlsplit(url)
+        self._server = f"{parts.hostname}:{parts.port or 6379}"
         self._redis_answers = False
         self._lost = asyncio.Event()
         self._pause_s = _FIRST_PAUSE_S
@@ -140,9 +148,12 @@ class RateLimiter:
         self._lost.set()
         if not self.health.active:
             self.health.active = True
-            # The cause's own text may hold the URL, and that a password.
+            # Its own text may hold the URL, and that a password.
+            cause = type(lost.__cause__).__name__
             _log.error(
                 "rate_limit_storage_lost",
-                cause=type(lost.__cause__).__name__,
+                server=self._server,
+                cause=cause,
+                hint=_REFUSED if cause in _REFUSALS else _GONE,
                 effect="limits are counted by each worker for itself until Redis answers again",
             )

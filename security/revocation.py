@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 import structlog
@@ -32,12 +33,16 @@ class RevocationView:
         registry: asked every `poll_s` seconds.
         issuer: our own `iss`: only tokens of ours name clients of the registry.
         poll_s: the staleness of a refusal, in seconds.
+        on_answer: called after every question with whether the registry is lost, for a metric.
     """
 
-    def __init__(self, registry: SnapshotSource, *, issuer: str, poll_s: float) -> None:
+    def __init__(
+        self, registry: SnapshotSource, *, issuer: str, poll_s: float, on_answer: Callable[[bool], object] = lambda _: None
+    ) -> None:
         self._registry = registry
         self._issuer = issuer
         self._poll_s = poll_s
+        self._on_answer = on_answer
         self._snapshot: RegistrySnapshot | None = None
         self._failing = False
         self._asking = asyncio.Lock()
@@ -96,7 +101,9 @@ class RevocationView:
             if not self._failing:
                 _log.error("revocations_unavailable", reason=str(error), cause=type(error.__cause__).__name__)
             self._failing = True
+            self._on_answer(True)
             return
         if self._failing:
             _log.info("revocations_available_again")
         self._failing = False
+        self._on_answer(False)

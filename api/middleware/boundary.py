@@ -10,9 +10,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import Refusal, oauth_code, refusal_for
+from api.metrics import REGISTRY_LOST
 from api.record import record_of
 from api.schemas import OAuthProblem, Problem
-from security.errors import InvalidToken
+from security.errors import InvalidToken, RegistryUnavailable
 
 OAUTH_PREFIX: Final = "/oauth2/"
 
@@ -49,6 +50,8 @@ class BoundaryMiddleware:
         except Exception as error:  # noqa: BLE001 # this is the boundary
             refusal = refusal_for(error)
             record.code = refusal.code
+            if isinstance(error, RegistryUnavailable) and scope["path"].startswith(OAUTH_PREFIX):
+                record.reason = REGISTRY_LOST
             record.cause = error.cause if isinstance(error, InvalidToken) else None
             if refusal.unexpected:
                 self._log.error("internal_error", code=refusal.code, exc_info=error)

@@ -146,7 +146,7 @@ class ContextMiddleware:
         record, metrics = exchange.record, self._metrics
         metrics.answered(route, scope["method"], _status(exchange), duration_s)
         if record.code is not None:
-            metrics.refused(record.code)
+            metrics.refused(record.reason or record.code)
         if record.cause is not None:
             metrics.token_refused(record.cause)
         if limit is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -11,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -76,12 +78,13 @@ def _find_or_make(loaded: LoadedWeights, settings: InferenceSettings, precision:
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise CompilationUnavailable(f"there is no C++ compiler here ({compiler})")
+    _log.info("model_compiling", model=loaded.info.name, hint="a minute or two, once for this machine; it is kept")
     on_compiling()
     began_s = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=cache, prefix=_COMPILING) as work:
-        made = Path(work) / "model"
+    with _work_folder(cache) as work:
+        made = work / "model"
         made.mkdir(mode=0o700)
-        _compile(settings, precision, made, Path(work))
+        _compile(settings, precision, made, work)
         for library in made.iterdir():
             library.chmod(0o600)
         try:
@@ -122,6 +125,39 @@ def _compile(settings: InferenceSettings, precision: str, folder: Path, work: Pa
             log.seek(0)
             lines = log.read().decode(errors="replace").strip().splitlines()
             raise CompilationUnavailable(f"the compilation failed: {lines[-1] if lines else f'exit code {code}'}")
+
+
+@contextmanager
+def _work_folder(cache: Path) -> Iterator[Path]:
+    """A folder for what is made, locked by this process; those that ended processes have left behind are cleared.
+
+    Made under the cache's own lock, so that no other engine finds it before it is locked.
+    """
+    with ExitStack() as held:
+        with _locked(cache) as sure:
+            if sure:
+                for path in cache.glob(f"{_COMPILING}*"):
+                    with suppress(FileNotFoundError), _locked(path, wait=False) as nobodys:
+                        if nobodys:
+                            shutil.rmtree(path, ignore_errors=True)
+            work = Path(held.enter_context(tempfile.TemporaryDirectory(dir=cache, prefix=_COMPILING)))
+            held.enter_context(_locked(work))
+        yield work
+
+
+@contextmanager
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a folder's lock, which dies with the process. False: it is another's, or the file system knows no locks."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        ours = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            ours = False
+        yield ours
+    finally:
+        os.close(descriptor)
 
 
 def _cache_folder() -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -30,6 +31,13 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def registry(folder: Path) -> Path:
+    """The folder is the service's: it has a client registry."""
+    run("db", "upgrade")
+    return folder / "lensgate.db"
+
+
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(app, arguments, catch_exceptions=False)
 
@@ -38,7 +46,7 @@ def listed() -> list[tuple[str, str, str]]:
     return [(key["kid"], key["algorithm"], key["state"]) for key in json.loads(run("keys", "list", "--json").stdout)]
 
 
-def test_keys_from_the_first_to_the_one_after_the_last(folder: Path) -> None:
+def test_keys_from_the_first_to_the_one_after_the_last(folder: Path, registry: Path) -> None:
     assert "signs from now on" in run("keys", "rotate").stdout
     [(first, algorithm, state)] = listed()
     assert (algorithm, state) == ("ES256", "signing")
@@ -50,7 +58,7 @@ def test_keys_from_the_first_to_the_one_after_the_last(folder: Path) -> None:
     assert first in run("keys", "list").stdout
 
 
-def test_a_key_for_replicas_far_away_signs_later(folder: Path) -> None:
+def test_a_key_for_replicas_far_away_signs_later(folder: Path, registry: Path) -> None:
     run("keys", "rotate")
     said = run("keys", "rotate", "--sign-after-s", "3600").stdout
     assert "it signs in 3600 s" in said
@@ -84,8 +92,35 @@ def test_without_a_folder_there_is_one_clear_line_and_no_folder_is_made(folder: 
     assert not (folder / "keys").exists()
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["tokens", "revoke", "7Jz0yVw2sQk3cT1xRb9uAg"],
+        ["clients", "list"],
+        *(["clients", command, "app"] for command in ("show", "rotate-secret", "disable", "enable", "delete")),
+        ["clients", "set-tier", "app", "standard"],
+        ["keys", "rotate"],
+    ],
+    ids=" ".join,
+)
+def test_in_a_folder_that_is_not_the_services_nothing_is_made_and_nothing_succeeds(folder: Path, command: list[str]) -> None:
+    where = f"there is no client registry at {folder}/lensgate.db (LENSGATE_SECURITY__DATABASE_URL; is this the service's folder?)"
+    with pytest.raises((RegistryError, KeysError), match=re.escape(where)):
+        run(*command)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_first_key_goes_into_a_folder_that_was_made_for_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "keys").mkdir(mode=0o700)
+    assert f" in {folder}/keys: it signs from now on" in run("keys", "rotate").stdout
+    # Replicas need theirs before the first start, and their registry is no file here.
+    monkeypatch.setenv("LENSGATE_SECURITY__DATABASE_URL", "postgresql+asyncpg://gate:hunter2@db.example.com/gate")
+    monkeypatch.setenv("LENSGATE_SECURITY__KEYS_DIR", "replicas")
+    assert f" in {folder}/replicas: it signs from now on" in run("keys", "rotate").stdout
+
+
 @pytest.mark.parametrize("jti", ["7Jz0yVw2sQk3cT1xRb9uAg", "-4z0yVw2sQk3cT1xRb9uAg", "--z0yVw2sQk3cT1xRb9uAg"])
-def test_a_token_revoked_by_its_id_stays_so_for_as_long_as_any_token_lives(folder: Path, jti: str) -> None:
+def test_a_token_revoked_by_its_id_stays_so_for_as_long_as_any_token_lives(registry: Path, jti: str) -> None:
     began = time.time()
     said = run("tokens", "revoke", jti).stdout
     assert said == f"Revoked the token {jti}: every worker refuses it within 2 s.\n"
@@ -101,7 +136,15 @@ def test_a_token_revoked_by_its_id_stays_so_for_as_long_as_any_token_lives(folde
     assert asyncio.run(revoked_at(time.time() + MAX_TOKEN_LIFETIME_S + 3600)) == frozenset()
 
 
+def test_a_whole_token_is_told_from_its_id_and_not_shown(registry: Path) -> None:
+    short, long = (f"eyJhbGciOiJFUzI1NiJ9.{'x' * length}.c2lnbmF0dXJl" for length in (20, 900))
+    for token in (short, long):
+        with pytest.raises(RegistryError, match="that is a whole token; revoke it by its id, which is its claim `jti`") as refused:
+            run("tokens", "revoke", token)
+        assert token not in str(refused.value)
+
+
 @pytest.mark.parametrize("jti", ["", "x" * 256, "a\nb"])
-def test_what_cannot_be_a_token_id_is_refused(jti: str) -> None:
+def test_what_cannot_be_a_token_id_is_refused(registry: Path, jti: str) -> None:
     with pytest.raises(RegistryError, match="1 to 255 printable"):
         run("tokens", "revoke", jti)

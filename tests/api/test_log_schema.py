@@ -170,6 +170,8 @@ def test_what_commands_change_is_logged_beside_their_answer(tmp_path: Path, monk
         (line,) = map(json.loads, result.stderr.splitlines())
         assert faults([line]) == []
         assert line["process"] == "cli"
+        # Which of all registries and folders of keys it was.
+        assert line.get("registry", line.get("keys_dir")) in {str(tmp_path / "lensgate.db"), str(tmp_path / "keys")}
         return result.stdout, line
 
     answer, created = run("clients", "create", "my-app", "--scope", "predict", "--json")

@@ -21,6 +21,7 @@ from security.keys import create_key
 from support.oauth import GRANT, operate, post, wait_for_status
 from support.pictures import encode, photo
 from support.postgresql import PostgreSql, postgresql
+from support.scrape import Scrape
 from support.service import PACKAGED, Service
 
 SETTINGS: Final = {"LENSGATE_SECURITY__POLL_S": "0.2", "LENSGATE_SECURITY__ISSUER": "http://gate.example"}
@@ -81,7 +82,8 @@ def test_sqlite_locked_by_another_writer_costs_only_what_must_write(service: Ser
         refused = post(service, "/oauth2/revoke", {"token": spare}, client)
         assert (refused.status_code, refused.json()["error"]) == (503, "temporarily_unavailable")
         assert failing_command(service, "clients", "disable", "locked") == (
-            "lensgate: error: The client registry is not available: database is locked\n"
+            f"lensgate: error: The client registry is not available: {service.folder}/lensgate.db (LENSGATE_SECURITY__DATABASE_URL): "
+            "database is locked\n"
         )
         other.execute("ROLLBACK")
     operate(service, "clients", "disable", "locked")
@@ -95,15 +97,26 @@ def test_a_registry_that_is_moved_away_costs_new_tokens_and_the_one_put_in_its_p
     file, backup = service.folder / "lensgate.db", service.folder / "backup.db"
     with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(backup)) as copy:
         source.backup(copy)
+    scraper = service.token(service.create_client("scraper", "metrics"))
+
+    def metric(name: str, **labels: str) -> float:
+        return Scrape(service.get("/metrics", scraper))(name, **labels)
+
+    assert metric("lensgate_registry_lost") == 0
+    not_ready, refused = (metric("lensgate_refusals_total", reason=reason) for reason in ("not_ready", "registry_lost"))
     after = len(service.log)
     for path in service.folder.glob("lensgate.db*"):
         path.unlink()
     service.wait_for("revocations_unavailable", after=after, timeout_s=10)
+    assert metric("lensgate_registry_lost") == 1
     assert_serves(service, picture, token)
     assert_no_token(service, client)
+    wait_until(lambda: metric("lensgate_refusals_total", reason="registry_lost") == refused + 1)
+    assert metric("lensgate_refusals_total", reason="not_ready") == not_ready, "that pages for a service that classifies nothing"
     assert not file.exists(), "an empty registry would shut every client out"
     backup.rename(file)
     service.wait_for("revocations_available_again", after=after, timeout_s=10)
+    assert metric("lensgate_registry_lost") == 0
     # It is heard in both directions: what the service writes stands in it, and what the operator writes in it reaches the service.
     second = service.token(client)
     assert post(service, "/oauth2/revoke", {"token": second}, client).status_code == 200

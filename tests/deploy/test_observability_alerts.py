@@ -40,6 +40,8 @@ BAD_CLIENTS: Final = one("lensgate_refusals_total", reason="invalid_client")
 LIMITED: Final = one("lensgate_rate_limit_hits_total", limit="images", tier="standard")
 FORWARD_FAILURES: Final = one("lensgate_forward_failures_total")
 DECODER_DEATHS: Final = one("lensgate_decoder_deaths_total")
+REGISTRY_LOST: Final = one("lensgate_registry_lost")
+REFUSED_GRANTS: Final = one("lensgate_refusals_total", reason="registry_lost")
 FALLBACKS: Final = one("lensgate_redis_fallbacks_total")
 LOG_DROPS: Final = one("lensgate_log_drops_total")
 KEY: Final = one("lensgate_signing_key_created_timestamp_seconds", process="api-0")
@@ -73,6 +75,7 @@ HEALTHY: Final[Mapping[str, str]] = {
     LIMITED: growing(20),
     FORWARD_FAILURES: always(0),
     DECODER_DEATHS: always(0),
+    REGISTRY_LOST: always(0),
     FALLBACKS: always(0),
     LOG_DROPS: always(0),
     KEY: always(-30 * DAY_S),  # time begins at 0
@@ -154,6 +157,8 @@ SCENARIOS: Final[Mapping[str, tuple[Mapping[str, str | None], Mapping[str, Seque
         {"8m": [], "20m": ["LensgateCertificateEnding", "LensgateCertificateEndsNow"]},
     ),
     "no certificate": ({CERTIFICATE: None}, {"20m": []}),
+    "no registry": ({REGISTRY_LOST: "0x10 1x60", REFUSED_GRANTS: "0x10 1+5x60"}, {"10m": [], "20m": ["LensgateRegistryLost"]}),
+    "no registry for a moment": ({REGISTRY_LOST: "0x10 1 0x60"}, {"11m": [], "12m": []}),
     "no Redis": ({FALLBACKS: growing(10)}, {"2m": [], "4m": ["LensgateRedisLost"]}),
     "a slow log": ({LOG_DROPS: "0x10 7x100"}, {"9m": [], "11m": ["LensgateLogDrops"]}),
     "no GPU": (dict.fromkeys((GPU_BUSY, GPU_HEAT, GPU_USED, GPU_TOTAL)), {"1h": []}),

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -17,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from typer.testing import CliRunner
 
 from api.cli import app, main
+from support.log_schema import faults
 from support.service import PACKAGED
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -87,6 +90,27 @@ def test_an_unknown_model_ends_the_service_with_a_suggestion(lensgate: Run) -> N
     assert "Traceback" not in run.stdout
 
 
+def events(run: subprocess.CompletedProcess[str], name: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in run.stdout.splitlines()]
+    assert faults(lines) == []
+    return [line for line in lines if line["event"] == name]
+
+
+def test_why_the_engine_cannot_start_is_in_the_log_as_on_standard_error(lensgate: Run, tmp_path: Path) -> None:
+    (tmp_path / "torn.pth").write_bytes(b"no weights")
+    run = lensgate("serve", environment={"LENSGATE_HTTP__PORT": "0", "LENSGATE_INFERENCE__WEIGHTS": "torn.pth"})
+    (failed,) = events(run, "start_failed")
+    assert (failed["process"], f"lensgate: error: {failed['reason']}\n") == ("engine-0", run.stderr)
+    (stopping,) = events(run, "stopping")
+    assert stopping["reason"] == "engine-0 cannot start"
+
+
+def test_why_nothing_was_started_is_in_the_log_as_on_standard_error(lensgate: Run) -> None:
+    run = lensgate("serve", environment={"LENSGATE_HTTP__PORT": "0", "LENSGATE_INFERENCE__WEIGHTS": "nowhere.pth"})
+    (failed,) = events(run, "start_failed")
+    assert (failed["process"], f"lensgate: error: {failed['reason']}") == ("supervisor", error_of(run))
+
+
 def test_a_taken_port(lensgate: Run, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -101,6 +125,15 @@ def test_an_unwritable_keys_folder(lensgate: Run, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     line = error_of(lensgate("serve", environment={"LENSGATE_HTTP__PORT": "0", "LENSGATE_SECURITY__KEYS_DIR": "file/keys"}))
     assert "keys folder" in line
+
+
+def test_a_key_file_that_is_no_key_is_told_before_anything_is_started(lensgate: Run, tmp_path: Path) -> None:
+    (tmp_path / "keys").mkdir(mode=0o700)
+    (tmp_path / "keys" / "broken.pem").write_text("nothing")
+    (tmp_path / "keys" / "broken.pem").chmod(0o600)
+    run = lensgate("serve", environment={"LENSGATE_HTTP__PORT": "0"})
+    assert "'broken.pem' is not an unencrypted PEM private key" in error_of(run)
+    assert [line["event"] for line in map(json.loads, run.stdout.splitlines())] == ["start_failed"]
 
 
 def test_a_database_in_a_folder_that_is_not_there(lensgate: Run) -> None:
@@ -131,9 +164,17 @@ def test_a_client_from_its_making_to_its_end(lensgate: Run) -> None:
     shown = lensgate("clients", "show", "my app")
     assert created["client_id"] in shown.stdout
     assert created["client_secret"] not in shown.stdout
+    assert "old secret" not in shown.stdout
+    (made_at,) = re.findall(r"^created_at +(.+)$", shown.stdout, re.MULTILINE)
+    epoch_s = json.loads(lensgate("clients", "show", "my app", "--json").stdout)["created_at"]
+    assert datetime.strptime(made_at, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp() == epoch_s
     assert "already" in error_of(lensgate("clients", "create", "my app", "--scope", "predict"))
     rotated = json.loads(lensgate("clients", "rotate-secret", created["client_id"], "--json").stdout)
     assert rotated["client_secret"] != created["client_secret"]
+    (until,) = re.findall(r"^old secret +works until (.+)$", lensgate("clients", "show", "my app").stdout, re.MULTILINE)
+    assert until > made_at
+    assert lensgate("clients", "rotate-secret", "my app", "--overlap-s", "0").returncode == 0
+    assert "old secret" not in lensgate("clients", "show", "my app").stdout
     tiers = {name: {"images": "9/second", "in_flight": 9} for name in ("standard", "gold")}
     gold = {"LENSGATE_SECURITY__TIERS": json.dumps(tiers)}
     assert lensgate("clients", "set-tier", "my app", "gold", environment=gold).stdout == "my app has the tier gold.\n"

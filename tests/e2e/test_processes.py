@@ -74,7 +74,7 @@ def test_a_predict_in_flight_at_sigterm_is_answered(
     token = service.token(service.create_client("drain", "predict"))
     held = Held(service, photographs_by_name["coffee.png"], token)
     service.process.send_signal(signal.SIGTERM)
-    service.wait_for("stopping")
+    service.wait_for("stopping", reason="requested")
     held.engine.resume()
     assert held.answer().json()["label"] == "espresso"
     assert service.process.wait(60) == 0

@@ -165,6 +165,25 @@ def test_a_renewed_certificate_is_served_after_sighup(over_tls: OverTls) -> None
     assert over_tls.served_certificate() == renewed != over_tls.certificate
 
 
+def test_a_certificate_that_is_half_written_is_named_and_the_old_one_stays(over_tls: OverTls) -> None:
+    service = over_tls.service
+    served, former, after = over_tls.served_certificate(), service.children(API), len(service.log)
+    path = service.folder / "tls.pem"
+    whole = path.read_text()
+    path.write_text(whole[: whole.index("BEGIN CERTIFICATE") + 300])
+    service.process.send_signal(signal.SIGHUP)
+    said = service.wait_for("workers_not_renewed", after=after)
+    assert said["reason"] == f"LENSGATE_HTTP__TLS_CERT: {path} is no PEM certificate, or a damaged one"
+    assert said["effect"] == "the old certificate stays in use"
+    assert service.children(API) == former
+    assert over_tls.served_certificate() == served
+    # The next one is taken.
+    renewed = over_tls.renew_certificate()
+    service.process.send_signal(signal.SIGHUP)
+    service.wait_for("workers_renewed", after=after)
+    assert over_tls.served_certificate() == renewed
+
+
 def test_a_worker_that_cannot_start_stops_the_renewal_and_the_former_ones_go_on(over_tls: OverTls) -> None:
     service = over_tls.service
     former, after = service.children(API), len(service.log)

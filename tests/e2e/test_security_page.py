@@ -79,7 +79,10 @@ def test_the_emergency_steps_work_on_a_running_service(start_service: Callable[.
     (leaked,) = (service.folder / "keys").glob("*.pem")
     operate(service, "keys", "rotate")
     assert leaked.stem in operate(service, "keys", "list")
-    leaked.unlink()
+    (delete,) = re.findall(r"`(rm [^`]+)`", PAGE)
+    delete = f'lensgate() {{ "{sys.executable}" -m api.cli "$@"; }}; {delete.replace("<kid>", leaked.stem)}'
+    subprocess.run(["bash", "-c", delete], cwd=service.folder, env=service.environment, timeout=100, check=True)
+    assert not leaked.exists()
     wait_for_status(service, forged, 401)
     kids = [key["kid"] for key in service.get("/.well-known/jwks.json").json()["keys"]]
     assert len(kids) == 1

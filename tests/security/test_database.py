@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 import stat
 import subprocess
 import sys
@@ -81,9 +82,21 @@ async def test_an_empty_database_is_reported_with_what_to_do(database_url: str, 
 
 async def test_a_missing_sqlite_file_is_reported_and_not_made(tmp_path: Path) -> None:
     database = Database(f"sqlite+aiosqlite:///{tmp_path}/lensgate.db")
-    with pytest.raises(RegistryError, match="does not exist yet: run `lensgate db upgrade`"):
+    with pytest.raises(RegistryError, match=f"^there is no client registry at {tmp_path}/lensgate.db "):
         await database.check_schema()
     assert not (tmp_path / "lensgate.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "location"),
+    [
+        ("sqlite+aiosqlite:////srv/lensgate.db", "/srv/lensgate.db"),
+        ("postgresql+asyncpg://gate:hunter2@db.example.com:6432/registry", "db.example.com:6432/registry"),
+        ("postgresql+asyncpg://gate:hunter2@/registry?host=/run/postgresql", "/run/postgresql:5432/registry"),
+    ],
+)
+def test_a_database_is_named_without_its_secrets(url: str, location: str) -> None:
+    assert Database(url).location == location
 
 
 async def test_the_tables_of_a_newer_version_are_refused_and_left_alone(database: Database) -> None:
@@ -143,6 +156,7 @@ async def test_a_server_that_is_not_there_is_registry_unavailable_and_shows_no_p
     with pytest.raises(RegistryUnavailable) as refused:
         await database.check_schema()
     assert SECRET not in str(refused.value) + repr(refused.value.__cause__)
+    assert f"{tmp_path}:5432/lensgate (LENSGATE_SECURITY__DATABASE_URL)" in str(refused.value)
     await database.aclose()
 
 
@@ -175,14 +189,15 @@ async def test_a_request_is_not_told_why(postgres_socket_dir: Path) -> None:
 async def test_a_file_that_is_no_database_is_registry_unavailable(tmp_path: Path) -> None:
     (tmp_path / "lensgate.db").write_text("this is no database at all, though it is long enough to be mistaken for one" * 20)
     database = Database(f"sqlite+aiosqlite:///{tmp_path}/lensgate.db")
-    with pytest.raises(RegistryUnavailable, match=r"^The client registry is not available: file is not a database$"):
+    said = f"The client registry is not available: {tmp_path}/lensgate.db (LENSGATE_SECURITY__DATABASE_URL): file is not a database"
+    with pytest.raises(RegistryUnavailable, match=f"^{re.escape(said)}$"):
         await database.check_schema()
     await database.aclose()
 
 
 async def test_a_file_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "lensgate.db").symlink_to(tmp_path / "missing" / "lensgate.db")
-    with pytest.raises(RegistryError, match=r"^The client registry's file cannot be written: No such file or directory\.$"):
+    with pytest.raises(RegistryError, match=f"^The client registry {tmp_path}/lensgate.db .* cannot be written: No such file"):
         await upgrade(f"sqlite+aiosqlite:///{tmp_path}/lensgate.db")
 
 

@@ -95,8 +95,23 @@ async def test_112_a_redis_that_is_gone_costs_nothing_and_limits_are_local(redis
         began_s = time.monotonic()
         assert await admitted(rates, 25) == 10
         assert time.monotonic() - began_s < PENALTY_S + _SLACK_S
-    assert [line["event"] for line in log] == ["rate_limit_storage_lost"]
+    assert [(line["event"], line["server"]) for line in log] == [("rate_limit_storage_lost", f"127.0.0.1:{redis.port}")]
+    assert "does Redis run" in log[0]["hint"]
     assert (rates.health.active, rates.health.fallbacks) == (True, 25)
+
+
+async def test_a_redis_that_refuses_the_password_is_named_and_neither_it_nor_its_address_is_taken_for_the_fault(redis: RedisServer) -> None:
+    redis.command("CONFIG SET requirepass hunter2")
+    for login in ("", ":a-wrong-password@"):
+        rates = RateLimiter(redis.url.replace("//", f"//{login}"))
+        with structlog.testing.capture_logs() as log:
+            await rates.start()
+        await rates.aclose()
+        (line,) = log
+        assert (line["event"], line["cause"]) == ("rate_limit_storage_lost", "AuthenticationError")
+        assert line["server"] == f"127.0.0.1:{redis.port}"
+        assert "refuses the user or the password" in line["hint"]
+        assert "a-wrong-password" not in str(line)
 
 
 async def test_112_a_redis_that_hangs_costs_one_bounded_wait_and_the_loop_is_never_blocked(redis: RedisServer, rates: RateLimiter) -> None:

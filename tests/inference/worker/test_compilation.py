@@ -144,26 +144,56 @@ def test_a_gpu_needs_no_compiled_model(settings: InferenceSettings, loaded: Load
         on("on")
 
 
-def says_why(loaded: LoadedWeights, settings: InferenceSettings, reason: str) -> None:
+def says_why(loaded: LoadedWeights, settings: InferenceSettings, reason: str) -> list[tuple[str, str, str]]:
+    """Check that it does; return what was said before."""
     with capture_logs() as log:
         assert find(loaded, settings, mode="auto") is None
-    assert [(line["event"], line["log_level"]) for line in log] == [("model_not_compiled", "warning")]
-    assert reason in log[0]["reason"]
+    *before, last = log
+    assert (last["event"], last["log_level"]) == ("model_not_compiled", "warning")
+    assert reason in last["reason"]
     with pytest.raises(ModelLoadError, match=r"LENSGATE_INFERENCE__COMPILE=on, but .*" + reason):
         find(loaded, settings)
+    return [(line["event"], line["log_level"], line["model"]) for line in before]
 
 
 def test_no_compiler(settings: InferenceSettings, loaded: LoadedWeights, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "g++-that-is-not-there")
-    says_why(loaded, settings, "compiler here")
+    assert says_why(loaded, settings, "compiler here") == []
 
 
 def test_a_compiler_that_fails(settings: InferenceSettings, loaded: LoadedWeights, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     broken = settings.model_copy(update={"weights": str(tmp_path / "gone.pth")})  # by the time it is compiled
-    says_why(loaded, broken, "the compilation failed: ModelLoadError")
+    assert says_why(loaded, broken, "the compilation failed: ModelLoadError") == [("model_compiling", "info", "resnet18")]
     assert list((tmp_path / "lensgate" / "compiled").iterdir()) == []
+
+
+def test_what_an_ended_engine_has_left_behind_is_cleared_and_what_another_is_making_is_not(
+    settings: InferenceSettings, loaded: LoadedWeights, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache = tmp_path / "lensgate" / "compiled"
+    script = (
+        "import os, sys, pathlib\n"
+        "from inference.worker.compilation import _work_folder\n"
+        "with _work_folder(pathlib.Path(sys.argv[1])) as work:\n"
+        "    (work / 'model').mkdir()\n"
+        "    print(work, flush=True)\n"
+        "    sys.stdin.read()\n"
+        "    os._exit(0)\n"
+    )
+    cache.mkdir(parents=True, mode=0o700)
+    with subprocess.Popen([sys.executable, "-c", script, str(cache)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        work = Path(other.stdout.readline().strip())
+        broken = settings.model_copy(update={"weights": str(tmp_path / "gone.pth")})  # it fails soon
+        assert find(loaded, broken, mode="auto") is None
+        assert list(work.iterdir()), "another engine is making it"
+        other.communicate("")
+    assert work.exists(), "it has ended as an engine does"
+    assert find(loaded, broken, mode="auto") is None
+    assert list(cache.iterdir()) == []
 
 
 def test_no_folder_to_keep_it_in(
