@@ -132,12 +132,16 @@ def weights_fetch() -> None:
 
 @config.command("check")
 def config_check() -> None:
-    """Check the settings and print the effective ones; secrets are masked.
+    """Check the settings and the files that they name, and print the effective ones; secrets are masked.
 
     Example: lensgate config check
     """
-    for name, value in effective(load_settings()).items():
+    from api.prepare import check
+
+    settings = load_settings()
+    for name, value in effective(settings).items():
         typer.echo(f"{name}={value}")
+    check(settings)
 
 
 @db.command("upgrade")

@@ -13,7 +13,6 @@ import typer
 from api.log import configure_logging
 from api.settings import load_settings
 from api.utc_time import utc_time
-from security.errors import KeysError, RegistryError
 from security.settings import SecuritySettings
 
 if TYPE_CHECKING:  # cryptography is slow to load, and most commands do without
@@ -53,12 +52,13 @@ def keys_rotate(
     from security.key_rotation import rotate_keys
 
     security = _settings()
-    _check_is_the_services(security)
-    folder = security.keys_dir.absolute()
+    folder, is_new = security.keys_dir.absolute(), not security.keys_dir.exists()
     kid = rotate_keys(security.keys_dir, algorithm=algorithm, sign_after_s=sign_after_s, poll_s=security.poll_s)
     made = next(key for key in _describe(security) if key.kid == kid)
     if made.state == "signing":
-        typer.echo(f"Made the key {kid} ({made.algorithm}) in {folder}: it signs from now on.")
+        # In a folder that is not the service's that would otherwise sound like more than it is.
+        where = f"{folder}, which is new, for services that read it there" if is_new else str(folder)
+        typer.echo(f"Made the key {kid} ({made.algorithm}) in {where}: it signs from now on.")
         return
     in_s = max(publication_delay_s(security.poll_s), sign_after_s)
     typer.echo(f"Made the key {kid} ({made.algorithm}) in {folder}: published within {security.poll_s:g} s, it signs in {in_s:g} s.")
@@ -88,23 +88,6 @@ def _settings() -> SecuritySettings:
     # A log line must not stand between the lines of --json.
     configure_logging(settings.log.level, settings.log.format, process="cli", stream=sys.stderr)
     return settings.security
-
-
-def _check_is_the_services(security: SecuritySettings) -> None:
-    """Where nothing of the service is, a new key would be for nobody, and a leaked one would go on signing.
-
-    Replicas' first key is made before anything else, and their registry is no file: their folder may be new.
-    """
-    url = security.database_url.get_secret_value()
-    if security.keys_dir.exists() or not url.startswith("sqlite"):
-        return
-    from security.database import Database
-
-    folder = security.keys_dir.absolute()
-    try:
-        Database(url).check_file()
-    except RegistryError as error:
-        raise KeysError(f"there is no keys folder {str(folder)!r}, and {error}; for a first key, make the folder yourself") from None
 
 
 def _describe(security: SecuritySettings) -> list[KeyInfo]:

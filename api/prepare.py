@@ -30,10 +30,7 @@ async def prepare(settings: Settings) -> None:
         KeysError: the keys folder is empty (and must not be filled by us), unwritable, or holds what is no key.
         RegistryError: the database is out of reach, or its tables are out of date.
     """
-    check_tls(settings.http)
-    _check_local_files(settings.inference)
-    _check_limit_storage(settings)
-    check_tracing(os.environ)
+    check(settings)
     url = settings.security.database_url.get_secret_value()
     is_sqlite = url.startswith("sqlite")
     created_kid = await asyncio.to_thread(ensure_keys, settings.security.keys_dir, may_create=is_sqlite)
@@ -66,6 +63,18 @@ async def prepare(settings: Settings) -> None:
             url=settings.issuer,
             hint="tokens and metadata name an address that nobody can call: set LENSGATE_SECURITY__ISSUER to the one that clients use",
         )
+
+
+def check(settings: Settings) -> None:
+    """Check what can be checked without making or reaching anything.
+
+    Raises:
+        ConfigurationError: as `prepare`.
+    """
+    check_tls(settings.http)
+    _check_local_files(settings.inference)
+    _check_limit_storage(settings)
+    check_tracing(os.environ)
 
 
 def _check_limit_storage(settings: Settings) -> None:

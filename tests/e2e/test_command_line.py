@@ -68,6 +68,20 @@ def test_config_check_shows_every_setting_and_no_password(lensgate: Run) -> None
     assert "LENSGATE_HTTP__PORT=8000" in run.stdout.splitlines()
 
 
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"LENSGATE_HTTP__WORKERS": "2"}, "LENSGATE_HTTP__WORKERS is 2"),
+        ({"LENSGATE_INFERENCE__LABELS": "nowhere.txt"}, "LENSGATE_INFERENCE__LABELS: there is no file nowhere.txt"),
+        ({"LENSGATE_HTTP__TLS_CERT": "no.crt", "LENSGATE_HTTP__TLS_KEY": "no.key"}, "no.crt"),
+    ],
+)
+def test_config_check_shows_all_and_says_what_would_stop_the_start(lensgate: Run, settings: dict[str, str], complaint: str) -> None:
+    run = lensgate("config", "check", environment=settings)
+    assert complaint in error_of(run)
+    assert {f"{name}={value}" for name, value in settings.items()} <= set(run.stdout.splitlines())
+
+
 def test_a_dotenv_file_in_the_working_directory_is_read_and_checked(lensgate: Run, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("LENSGATE_HTTP__PORT=8123\n")
     assert "LENSGATE_HTTP__PORT=8123" in lensgate("config", "check").stdout

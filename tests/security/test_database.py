@@ -224,7 +224,7 @@ def test_a_url_that_cannot_be_used_is_refused_without_showing_it(url: str, reaso
 
 def test_postgresql_without_its_driver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "asyncpg", None)
-    with pytest.raises(RegistryError, match=r"lensgate\[postgres\]"):
+    with pytest.raises(RegistryError, match=r"the extra `postgres`\. In a checkout: make install"):
         Database("postgresql+asyncpg://host/name")
 
 
