@@ -10,6 +10,7 @@ import typer
 from api.registry_access import with_registry
 from api.settings import ConfigurationError, Settings, load_settings
 from api.utc_time import utc_time
+from security.errors import RegistryMissing
 
 if TYPE_CHECKING:  # the database's library is slow to load, and most commands do without
     from security.client_records import Client, CreatedClient
@@ -47,7 +48,11 @@ def clients_list(as_json: AsJson = False) -> None:
 
     Example: lensgate clients list
     """
-    found = with_registry(lambda registry: registry.list_all())
+    try:
+        found = with_registry(lambda registry: registry.list_all())
+    except RegistryMissing as missing:  # nothing is listed where nothing is, as scripts expect; but whose folder is it?
+        typer.echo(f"lensgate: {missing}", err=True)
+        found = []
     if as_json:
         _print_json([_as_json(client) for client in found])
         return

@@ -22,8 +22,9 @@ _BY_OPERATOR: Final = "operator"
 """Stands for the client of a revoked token: nobody keeps which token went to whom."""
 
 
-# One id in 64 begins with a hyphen, and whoever copies it out of the log must not be told that there is no such option.
-@tokens.command("revoke", context_settings={"ignore_unknown_options": True})
+# One id in 64 begins with a hyphen, and whoever copies it out of the log must not be told that there is no such option; nor shown the help,
+# because there is an h in it.
+@tokens.command("revoke", context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
 def tokens_revoke(
     jti: Annotated[str, typer.Argument(metavar="JTI", help="The token's id: its claim `jti`, in the log as token_id.")],
 ) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
-from security.errors import RegistryError, RegistryUnavailable
+from security.errors import RegistryError, RegistryMissing, RegistryUnavailable
 
 SQLITE: Final = "sqlite+aiosqlite"
 POSTGRESQL: Final = "postgresql+asyncpg"
@@ -90,10 +90,10 @@ class Database:
         """Make sure that SQLite's file is there: connecting to a missing one would make an empty registry.
 
         Raises:
-            RegistryError: it is not.
+            RegistryMissing: it is not.
         """
         if self._sqlite_file is not None and not self._sqlite_file.exists():
-            raise RegistryError(
+            raise RegistryMissing(
                 f"there is no client registry at {self.location} (LENSGATE_SECURITY__DATABASE_URL; is this the service's folder?)"
             )
 

@@ -52,18 +52,9 @@ class PreflightRefused(SecurityError):
 class RateLimited(SecurityError):
     """The caller has used up its own limit; `retry_after_s` seconds from now, at least 1, what was refused could be let through."""
 
-    def __init__(self, retry_after_s: int) -> None:
-        super().__init__("The limit on requests is used up: wait as Retry-After says.")
+    def __init__(self, retry_after_s: int, message: str = "The limit on requests is used up: wait as Retry-After says.") -> None:
+        super().__init__(message)
         self.retry_after_s = retry_after_s
-
-
-class BatchAboveLimit(SecurityError):
-    """The batch has more pictures than the client may send in a whole window: waiting would never help."""
-
-    def __init__(self, images: int, limit: int, window_s: int) -> None:
-        super().__init__(
-            f"This client may send at most {limit} images in {window_s} seconds, so a batch of {images} can never pass: send smaller ones."
-        )
 
 
 class TooManyInFlight(SecurityError):
@@ -117,6 +108,10 @@ class ClientAuthenticationFailed(OAuthError):
 
 class RegistryError(SecurityError):
     """The client registry cannot do what was asked (no such client, a name already taken); the message is for the operator."""
+
+
+class RegistryMissing(RegistryError):
+    """There is no file where the registry should be."""
 
 
 class RegistryUnavailable(RegistryError):

@@ -96,7 +96,6 @@ def test_without_a_folder_there_is_one_clear_line_and_no_folder_is_made(folder: 
     "command",
     [
         ["tokens", "revoke", "7Jz0yVw2sQk3cT1xRb9uAg"],
-        ["clients", "list"],
         *(["clients", command, "app"] for command in ("show", "rotate-secret", "disable", "enable", "delete")),
         ["clients", "set-tier", "app", "standard"],
     ],
@@ -109,6 +108,13 @@ def test_in_a_folder_that_is_not_the_services_nothing_is_made_and_nothing_succee
     assert list(folder.iterdir()) == []
 
 
+def test_where_there_is_no_registry_no_clients_are_listed_and_none_is_made(folder: Path) -> None:
+    listed = run("clients", "list", "--json")
+    assert (listed.exit_code, json.loads(listed.stdout)) == (0, [])
+    assert f"there is no client registry at {folder}/lensgate.db" in listed.stderr
+    assert list(folder.iterdir()) == []
+
+
 def test_a_first_key_says_where_it_is_and_whether_that_was_new(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "keys").mkdir(mode=0o700)
     assert f" in {folder}/keys: it signs from now on" in run("keys", "rotate").stdout
@@ -117,7 +123,10 @@ def test_a_first_key_says_where_it_is_and_whether_that_was_new(folder: Path, mon
     assert f" in {folder}/replicas, which is new, for services that read it there: it signs from now on" in run("keys", "rotate").stdout
 
 
-@pytest.mark.parametrize("jti", ["7Jz0yVw2sQk3cT1xRb9uAg", "-4z0yVw2sQk3cT1xRb9uAg", "--z0yVw2sQk3cT1xRb9uAg"])
+@pytest.mark.parametrize(
+    "jti",
+    ["7Jz0yVw2sQk3cT1xRb9uAg", "-4z0yVw2sQk3cT1xRb9uAg", "--z0yVw2sQk3cT1xRb9uAg", "-hJz0yVw2sQk3cT1xRb9uA", "-Jhz0yVw2sQk3cT1xRb9uA"],
+)
 def test_a_token_revoked_by_its_id_stays_so_for_as_long_as_any_token_lives(registry: Path, jti: str) -> None:
     began = time.time()
     said = run("tokens", "revoke", jti).stdout
