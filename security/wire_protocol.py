@@ -14,7 +14,8 @@ from security.wire_request import WireRefusal
 from security.wire_transport import CountingTransport
 
 LINGER_S: Final = 2.0
-"""How long a refused upload is still read, so that its sender sees the answer and not a reset: what Apache allows."""
+"""How long a refused upload is still read, so that its sender sees the answer and not a reset: what Apache allows. And how long TLS waits
+for the peer's goodbye, which pooled clients that do not read never say."""
 LAST_CALL_S: Final = 1.0
 """On shutdown: how long an idle connection is still read, for the request that was on its way when the signal came."""
 
@@ -105,7 +106,7 @@ class GuardedProtocol(BoundedProtocol):
         elif phase is Phase.IDLE:
             allowed_s, self.begun = LAST_CALL_S if self._draining else limits.idle_timeout_s, False
         else:
-            allowed_s = LINGER_S if phase is Phase.LINGER else limits.body_timeout_s
+            allowed_s = LINGER_S
         self.phase, self._entered_s = phase, self.loop.time()
         self._deadline_s = self._entered_s + allowed_s
 

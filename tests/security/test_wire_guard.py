@@ -14,6 +14,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,9 @@ async def answer(send: Send, status: int, body: bytes) -> None:
 class Guarded:
     """A running server."""
 
-    def __init__(self, **options: Any) -> None:  # noqa: ANN401 # uvicorn's own
+    def __init__(self, limits: WireLimits = LIMITS, **options: Any) -> None:  # noqa: ANN401 # uvicorn's own
         self.app, self.refused = App(), list[str]()
-        guard = WireGuard(LIMITS, self._render, self.refused.append)
+        guard = WireGuard(limits, self._render, self.refused.append)
         config = uvicorn.Config(
             self.app,
             http=guarded_protocol(guard),
@@ -153,7 +154,8 @@ def over_tls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[
     certificate.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "server.pem"))
     context = ssl.create_default_context()
     authority.configure_trust(context)
-    server = Guarded(ssl_certfile=tmp_path / "server.pem")
+    # An end that hung on how long a body may take would not come within WAIT_S.
+    server = Guarded(replace(LIMITS, body_timeout_s=60.0), ssl_certfile=tmp_path / "server.pem")
     yield server, context
     server.stop()
     server.wait()
@@ -244,6 +246,16 @@ def test_58_over_tls_little_is_read_of_an_upload_after_its_answer_which_is_seen(
         assert sent_bytes < MAX_DISCARDED_BYTES + KERNEL_BUFFERS_BYTES
         assert connection.answer().status == 413
     wait_for(lambda: not guarded.connections())
+
+
+def test_over_tls_a_client_that_does_not_say_goodbye_holds_up_no_end(over_tls: tuple[Guarded, ssl.SSLContext]) -> None:
+    guarded, context = over_tls
+    with guarded.connect() as connection:
+        connection.socket = context.wrap_socket(connection.socket, server_hostname="127.0.0.1")
+        connection.request("GET", "/")
+        assert connection.answer().status == 200
+        assert guarded.connections() == 1
+        wait_for(lambda: not guarded.connections())  # it has idled, and reads nothing of it
 
 
 def test_of_many_pipelined_requests_a_bounded_number_is_served_and_the_connection_ends(guarded: Guarded) -> None:
