@@ -20,7 +20,6 @@ from inference.errors import (
     UnsupportedImage,
 )
 from security.errors import (
-    BatchAboveLimit,
     BodyTooLarge,
     InsufficientScope,
     InvalidToken,
@@ -89,7 +88,6 @@ _CODES: Final[Mapping[type[Exception], str]] = {
     MalformedRequest: "malformed_body",
     SlowClient: "slow_client",
     InvalidRequest: "invalid_request",
-    BatchAboveLimit: "invalid_request",
     UnsupportedMediaType: "unsupported_media_type",
     MissingToken: "missing_token",
     InvalidToken: "invalid_token",

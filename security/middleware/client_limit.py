@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from security.errors import BatchAboveLimit, RateLimited, TooManyInFlight
+from security.errors import RateLimited, TooManyInFlight
 from security.limit_storage import Patience, RateLimiter
 from security.middleware.address_limit import PATIENCE_KEY
 from security.principal import STATE_KEY as PRINCIPAL_KEY
@@ -78,15 +78,19 @@ async def take_images(scope: Scope, rates: RateLimiter, source: TierSource, tier
     """Take `count` more pictures than the one that the layer took from the quota of the client that asks: all of them or none.
 
     Raises:
-        BatchAboveLimit: together they are more than the whole quota.
-        RateLimited: they are more than is left of it.
+        RateLimited: they are more than is left of it, or, as its message then says, than it will ever be.
     """
     principal = scope["state"][PRINCIPAL_KEY]
     assert isinstance(principal, Principal)
     tier = tiers.get(source.tier_of(principal))
-    if count + 1 > tier.quota.amount:
-        raise BatchAboveLimit(count + 1, tier.quota.amount, tier.quota.window_s)
-    await _take(scope, rates, tier, principal.client_id, count)
+    try:
+        await _take(scope, rates, tier, principal.client_id, count)
+    except RateLimited as refused:
+        images, quota = count + 1, tier.quota
+        if images <= quota.amount:
+            raise
+        most = f"This client may send at most {quota.amount} images in {quota.window_s} seconds"
+        raise RateLimited(refused.retry_after_s, f"{most}, so a batch of {images} can never pass: send smaller ones.") from None
 
 
 async def _take(scope: Scope, rates: RateLimiter, tier: Tier, client_id: str, count: int) -> None:

@@ -9,7 +9,7 @@ import pytest
 import structlog
 from starlette.types import Message, Receive, Scope, Send
 
-from security.errors import BatchAboveLimit, RateLimited, TooManyInFlight
+from security.errors import RateLimited, TooManyInFlight
 from security.limit_storage import RateLimiter
 from security.middleware.client_limit import ClientLimitMiddleware, take_images
 from security.principal import Principal
@@ -127,7 +127,7 @@ async def test_a_batch_of_the_whole_limit_passes_and_a_larger_one_is_told_that_i
     limit = ClientLimitMiddleware(nothing, rates=rates, tiers=tiers, source=Source())
     scope = asked_by(tier="slow")
     await limit(scope, receive, send)
-    with pytest.raises(BatchAboveLimit, match="at most 5 images in 3600 seconds, so a batch of 6 can never pass"):
+    with pytest.raises(RateLimited, match="at most 5 images in 3600 seconds, so a batch of 6 can never pass"):
         await take_images(scope, rates, Source(), tiers, 5)
     await take_images(scope, rates, Source(), tiers, 4)  # what was refused took nothing
 
