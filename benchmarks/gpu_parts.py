@@ -37,7 +37,7 @@ def _serve(options: Options, facts: dict[str, Any]) -> Iterator[Row]:
             "LENSGATE_HTTP__WORKERS": str(facts["workers"]),
             "LENSGATE_INFERENCE__DEVICE": options.device,
             "LENSGATE_INFERENCE__COMPILE": "off",
-            "LENSGATE_INFERENCE_QUEUE_SIZE": str(QUEUE_SIZE),
+            "LENSGATE_INFERENCE__QUEUE_SIZE": str(QUEUE_SIZE),
         }
         extra |= {"LENSGATE_SECURITY__RATE_LIMIT_STORAGE": redis_url} if redis_url else {}
         model = Model(options.weights, options.model, options.precision, options.max_batch)

@@ -76,6 +76,15 @@ def test_the_engine_is_measured_where_there_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(360)
+def test_the_service_is_measured_where_there_is_none(tmp_path: Path) -> None:
+    small = ("--precision", "fp32", "--max-batch", "2", "--seconds", "1", "--connections", "1", "--workers", "2")
+    found = _measure(tmp_path, "--only", "serve", *small)
+    assert "failed" not in found["serve"]
+    assert [(row["connections"], row["errors"], row["images_per_s"] > 0) for row in found["serve"]["rows"]] == [(1, 0, True)]
+    assert (found["serve"]["workers"], found["serve"]["decode_per_s"] > 0) == (2, True)
+
+
+@pytest.mark.timeout(360)
 def test_a_part_that_takes_too_long_is_ended_and_told_and_the_next_one_is_measured(tmp_path: Path) -> None:
     found = _measure(tmp_path, "--only", "serve+pixels", "--max-batch", "2", "--workers", "1", "--part-s", "1.5")
     assert [found[part]["failed"] for part in ("serve", "pixels")] == ["TimeoutError: not done within 1.5 s"] * 2
