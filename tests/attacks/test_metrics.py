@@ -101,7 +101,7 @@ def test_107_no_label_is_the_callers(pair: Service, scrape: Callable[[], Scrape]
     refusals = "lensgate_refusals_total"
     assert after(refusals, reason="malformed_body") > before(refusals, reason="malformed_body"), "what the wire guard refuses is counted"
     assert after.labels(requests, "status") <= {"200", "499", *(str(kind.status) for kind in KINDS.values())}
-    assert after.labels(refusals, "reason") <= {*KINDS, "silent", "unread", "invalid_client"}
+    assert after.labels(refusals, "reason") <= {*KINDS, "silent", "unread", "invalid_client", "registry_lost"}
     assert not [word for word in ("zzz", "token-", "path-", "mine", "PROPFIND") if word in after.text]
     assert len(after.samples) - len(before.samples) < 100
 
