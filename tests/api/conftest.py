@@ -40,6 +40,7 @@ from security.tokens import TokenIssuer, TokenVerifier
 COLOURS = ("red", "green", "blue")
 WAIT_S = 10.0
 STOP_S = 60.0
+GRACE_S = 10
 """The end waits for processes and for the disk, beside whatever else the tests do."""
 _Result = TypeVar("_Result")
 
@@ -247,7 +248,15 @@ def _serve(folder: Path, log: LogLines, *, http: HttpSettings) -> Iterator[Gate]
 
     async def main() -> None:
         async with _services(settings, model) as (services, clients):
-            config = uvicorn.Config(create_app(services), log_config=None, access_log=False, server_header=False, lifespan="off")
+            # As in the service, whose end no connection holds up: here one that a client has left open would.
+            config = uvicorn.Config(
+                create_app(services),
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                lifespan="off",
+                timeout_graceful_shutdown=GRACE_S,
+            )
             server = _Server(config, started.set)
             servers.append(server)
             gates.append(Gate(f"http://127.0.0.1:{port}", port, model, log, services, asyncio.get_running_loop(), clients))
