@@ -55,7 +55,7 @@ def create_app(services: Services) -> FastAPI:
     routes = _routes(docs=services.settings.http.docs)
     # Switched off, the pages stay public: nobody is told that a token would help.
     access = access_table([*routes, *pages.router.routes])
-    document = build_document(routes, max_batch_images=services.settings.http.max_batch_images)
+    document = build_document(routes)
     add_bounds(document, services.settings)
     app = _Application(
         title=TITLE,

@@ -81,13 +81,8 @@ def _problem(codes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def build_document(routes: Iterable[BaseRoute], *, max_batch_images: int) -> dict[str, Any]:
-    """The document of an app's routes. Which errors and which scope go with an operation follows from its declared access.
-
-    Args:
-        routes: all of them.
-        max_batch_images: the most pictures in a batch, which is a setting and no constant.
-    """
+def build_document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
+    """The document of an app's routes. Which errors and which scope go with an operation follows from its declared access."""
     documented = [route for route in routes if isinstance(route, DirectRoute) and route.include_in_schema]
     document = get_openapi(title=TITLE, version=API_VERSION, description=_DESCRIPTION, routes=documented)
     for route in documented:
@@ -99,9 +94,6 @@ def build_document(routes: Iterable[BaseRoute], *, max_batch_images: int) -> dic
             for status, described in operation["responses"].items():
                 described["headers"] = headers_of(str(status))
             operation["security"] = _security(route.path, access)
-    for body in document["paths"][BATCH_PATH]["post"]["requestBody"]["content"].values():
-        [pictures] = body["schema"]["properties"].values()
-        pictures["maxItems"] = max_batch_images
     _, shapes = msgspec.json.schema_components(_SHAPES, ref_template=_REF)
     document["components"] = {
         "headers": HEADERS,
