@@ -95,7 +95,7 @@ class Metrics:
         )
         self.redis_fallbacks = Counter(
             "lensgate_redis_fallbacks_total",
-            "How often a limit was counted by one worker for itself, because Redis was not there or too slow.",
+            "How often a limit was counted by this service alone, because Redis was not there or too slow.",
             registry=registry,
         )
         self.registry_lost = Gauge(

@@ -79,11 +79,6 @@ def check(settings: Settings) -> None:
 
 def _check_limit_storage(settings: Settings) -> None:
     in_memory = settings.security.rate_limit_storage.get_secret_value() == MEMORY
-    if in_memory and settings.http.workers > 1:
-        raise ConfigurationError(
-            f"LENSGATE_HTTP__WORKERS is {settings.http.workers}, and each would count for itself, so that N times the limit gets through: "
-            "set LENSGATE_SECURITY__RATE_LIMIT_STORAGE to a Redis that they share (redis://host:6379/0), or WORKERS to 1"
-        )
     if not in_memory and find_spec("redis") is None:
         raise ConfigurationError(
             "LENSGATE_SECURITY__RATE_LIMIT_STORAGE names a Redis, but its client, the extra redis, is not installed. "

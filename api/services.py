@@ -45,9 +45,9 @@ class Services:
     revocations: RevocationView
     keys: KeyStore
     decoder: DecodePool
+    rates: RateLimiter
     trusted_issuers: TrustedIssuers | None = None
     """Verifies our tokens and those of others; None: only ours are good."""
-    rates: RateLimiter = field(default_factory=RateLimiter)
     metrics: Metrics = field(default_factory=Metrics)
     tracer: OtlpTracer | None = None
     """Sends the traces; None: no traces go out."""

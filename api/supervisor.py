@@ -16,6 +16,7 @@ from typing import Any, Final
 import structlog
 
 from api.children import Child, ChildGaveUp
+from api.limit_memory import make_limit_memory
 from api.metric_files import forget_gauges, make_metric_files, remove_metric_files
 from api.settings import ConfigurationError, HttpSettings, Settings
 from api.tls import check_tls
@@ -121,14 +122,16 @@ class Supervisor:
         runtime_dir = _make_runtime_dir()
         engine_configs = [self._engine_config(runtime_dir, index, gpu) for index, gpu in enumerate(gpus)]
         engine_names = [f"engine-{index}" for index in range(len(engine_configs))]
-        worker_config = self._worker_config([config["socket"] for config in engine_configs])
+        limits = make_limit_memory()
+        worker_config = self._worker_config([config["socket"] for config in engine_configs], limits)
         # One more name than there are workers: whoever is renewed lives beside its successor for a while, and each counts for itself.
         *worker_names, spare_name = [f"api-{index}" for index in range(self._settings.http.workers + 1)]
         metrics_dir = make_metric_files([*engine_names, *worker_names, spare_name])
         engines = [
             self._child(name, "api.engine_process", config, metrics_dir) for name, config in zip(engine_names, engine_configs, strict=True)
         ]
-        workers = [self._child(name, "api.worker_process", worker_config, metrics_dir, [self._listener.fileno()]) for name in worker_names]
+        inherited = (self._listener.fileno(), limits)
+        workers = [self._child(name, "api.worker_process", worker_config, metrics_dir, inherited) for name in worker_names]
         keepers = {child: asyncio.create_task(child.keep(), name=child.name) for child in (*engines, *workers)}
         stop = asyncio.create_task(self._stop_requested.wait())
         renewal = asyncio.create_task(self._renew(workers, spare_name))
@@ -143,6 +146,7 @@ class Supervisor:
             for task in (stop, renewal, *keepers.values()):
                 task.cancel()
             await asyncio.gather(renewal, *keepers.values(), return_exceptions=True)
+            os.close(limits)
             shutil.rmtree(runtime_dir, ignore_errors=True)
             remove_metric_files(metrics_dir)
             for number in handlers:
@@ -208,8 +212,8 @@ class Supervisor:
             "log": self._settings.log.model_dump(mode="json"),
         }
 
-    def _worker_config(self, engine_sockets: Sequence[str]) -> dict[str, Any]:
-        return {"settings": self._settings.dump(), "listener": self._listener.fileno(), "engines": engine_sockets}
+    def _worker_config(self, engine_sockets: Sequence[str], limits: int) -> dict[str, Any]:
+        return {"settings": self._settings.dump(), "listener": self._listener.fileno(), "limits": limits, "engines": engine_sockets}
 
     async def _end(self, engines: Sequence[Child], workers: Sequence[Child], keepers: Mapping[Child, asyncio.Task[None]]) -> None:
         # Ours is the last copy: once the workers have closed theirs, the kernel refuses new connections by itself.

@@ -41,6 +41,7 @@ from security.errors import KeysError, RegistryError
 from security.housekeeping import prune_regularly
 from security.key_ring import KeyStore
 from security.limit_storage import RateLimiter
+from security.limit_windows import SharedWindows
 from security.revocation import RevocationView
 from security.tokens import TokenIssuer, TokenVerifier
 from security.trusted_issuers import TrustedIssuers
@@ -52,7 +53,7 @@ _FIRST_WORD_S: Final = 1.0
 
 @asynccontextmanager
 async def _open_services(
-    settings: Settings, name: str, engine_sockets: Sequence[Path], metrics_dir: Path | None
+    settings: Settings, name: str, engine_sockets: Sequence[Path], limits: SharedWindows, metrics_dir: Path | None
 ) -> AsyncIterator[Services]:
     security = settings.security
     metrics = Metrics(metrics_dir)
@@ -68,7 +69,7 @@ async def _open_services(
     verifier = TokenVerifier(keys, issuer=settings.issuer, audience=security.audience, clock_skew_s=security.clock_skew_s)
     trusted = TrustedIssuers(verifier, security.trusted_issuers, own_issuer=settings.issuer, clock_skew_s=security.clock_skew_s)
     await trusted.load_files()
-    rates = RateLimiter(security.rate_limit_storage.get_secret_value(), on_fallback=metrics.redis_fallbacks.inc)
+    rates = RateLimiter(limits, security.rate_limit_storage.get_secret_value(), on_fallback=metrics.redis_fallbacks.inc)
     await rates.start()
     engine = ProcessEngine(engine_sockets, max_pending=settings.inference.queue_size)
     engine.start()
@@ -126,7 +127,8 @@ async def _serve(config: dict[str, Any]) -> None:
     settings = Settings.restore(config["settings"])
     pulse = Pulse(config["pulse"])
     metrics_dir = share_metrics(config["metrics_dir"], config["name"], planned=config["planned"])
-    async with _open_services(settings, config["name"], [Path(path) for path in config["engines"]], metrics_dir) as services:
+    engine_sockets, limits = [Path(path) for path in config["engines"]], SharedWindows(config["limits"])
+    async with _open_services(settings, config["name"], engine_sockets, limits, metrics_dir) as services:
         server = Server(
             create_app(services),
             settings.http,

@@ -33,6 +33,7 @@ from rich.table import Table
 from starlette.types import Message, Scope
 
 from api.app import create_app
+from api.limit_memory import make_limit_memory
 from api.log import configure_logging
 from api.record import RECORD_KEY, RequestRecord
 from api.services import Services
@@ -45,6 +46,7 @@ from inference.image import DecodedImage
 from inference.types import ClassScore, EngineStatus, ModelInfo, Pixels, Prediction, Preprocessing
 from security.database import Database
 from security.keys import create_key
+from security.limit_windows import SharedWindows
 from security.principal import STATE_KEY, Principal
 from security.settings import SecuritySettings
 
@@ -161,7 +163,8 @@ async def _services(folder: Path) -> AsyncIterator[Services]:
     database = Database(database_url)
     await database.upgrade()
     await database.aclose()
-    async with _open_services(settings, "api-0", [], None) as services:
+    limits = SharedWindows(make_limit_memory())
+    async with _open_services(settings, "api-0", [], limits, None) as services:
         yield replace(services, engine=StubEngine(), decoder=StubDecoder())
 
 

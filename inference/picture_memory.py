@@ -11,12 +11,12 @@ import fcntl
 import heapq
 import mmap
 import os
-import resource
 import socket
 from typing import Final, Self
 
 import numpy as np
 
+from inference.sealed_memory import set_size
 from inference.types import Pixels
 
 _HELLO: Final = b"\0"
@@ -85,20 +85,6 @@ class PictureSlots:
         os.close(self._file)
         if self._map is not None:
             self._map.close()
-
-
-def set_size(file: int, size_bytes: int) -> None:
-    """Give memory that is a file its size, whatever the soft limit on the size of files (RLIMIT_FSIZE), which is meant for disks.
-
-    Raises:
-        OSError: the system has no room for it, or the hard limit forbids it.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-    try:
-        os.ftruncate(file, size_bytes)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 class ReceivedPictures:

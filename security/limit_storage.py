@@ -1,4 +1,4 @@
-"""Where limits are counted: in Redis where that is set and answers, in this process's memory otherwise."""
+"""Where limits are counted: in Redis where that is set and answers, in the memory that this service's workers share otherwise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from security.background import survive
-from security.limit_windows import MemoryWindows
+from security.limit_windows import SharedWindows
 from security.rate_limits import MEMORY, Quota, Verdict, Window, judge
 from security.redis_windows import RedisWindows, StorageLost
 
@@ -51,18 +51,19 @@ class StorageHealth:
 class RateLimiter:
     """Takes units from quotas. The event loop is never blocked, and no request waits longer than `PENALTY_S` for Redis.
 
-    When Redis fails or is too slow, limits are counted locally at once, by every worker for itself, until `run` finds Redis well again.
-    Each goes on from what Redis last told it of a key; of the rest, W workers let up to W times the limit through during an outage.
+    When Redis fails or is too slow, limits are counted locally at once, by all workers of this service together, until `run` finds Redis
+    well again. They go on from what Redis last told them of a key; of the rest, N replicas let up to N times the limit through meanwhile.
 
     Args:
+        local: the memory that all workers share.
         url: `memory://`, `redis://...` or `rediss://...`.
         on_fallback: called whenever a limit is counted locally because Redis is not there, for a metric.
     """
 
-    def __init__(self, url: str = MEMORY, *, on_fallback: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, local: SharedWindows, url: str = MEMORY, *, on_fallback: Callable[[], object] = lambda: None) -> None:
         self.health = StorageHealth()
         self._on_fallback = on_fallback
-        self._local = MemoryWindows()
+        self._local = local
         self._redis = None if url == MEMORY else RedisWindows(url)
         parts = urlsplit(url)
         self._server = f"{parts.hostname}:{parts.port or 6379}"
@@ -155,5 +156,5 @@ class RateLimiter:
                 server=self._server,
                 cause=cause,
                 hint=_REFUSED if cause in _REFUSALS else _GONE,
-                effect="limits are counted by each worker for itself until Redis answers again",
+                effect="limits are counted by this service alone until Redis answers again",
             )

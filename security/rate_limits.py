@@ -12,7 +12,7 @@ STATE_KEY: Final = "rate_limits"
 """Where the verdicts on a request stand, the most telling first: `scope["state"]["rate_limits"]`, a list of `Verdict`."""
 
 MEMORY: Final = "memory://"
-"""The storage that is this process's own memory."""
+"""The storage that is memory which all workers of this service share."""
 
 _ROUNDING_S: Final = 0.001
 _MAX_WINDOW_S: Final = 86_400

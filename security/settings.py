@@ -44,7 +44,7 @@ class SecuritySettings(BaseModel):
 
     rate_limit_storage: SecretStr = Field(
         default=SecretStr("memory://"),
-        description="Where limits are counted: memory:// for one worker, redis://... or rediss://... for several workers or replicas.",
+        description="Where limits are counted: memory:// for all workers of one service, redis://... or rediss://... for several replicas.",
     )
     tiers: dict[str, TierSettings] = Field(
         default={"standard": TierSettings(images="600/minute", in_flight=16)},

@@ -32,10 +32,11 @@ from inference.decoding.messages import (
     Refused,
     decode_from_decoder,
 )
-from inference.decoding.start import shared_memory, start_process
+from inference.decoding.start import start_process
 from inference.errors import InferenceError
 from inference.image import DecodedImage
 from inference.ipc import FrameProtocol
+from inference.sealed_memory import sealed_memory
 from inference.types import Pixels, Preprocessing
 
 _MAX_ORDER_BYTES: Final = 1024
@@ -104,7 +105,7 @@ class Decoder:
             ours, its = socket.socketpair()
             unless_started.callback(ours.close)
             with its:
-                file = shared_memory()
+                file = sealed_memory("lensgate-decoded", MEMORY_BYTES)
                 try:
                     self._memory = mmap.mmap(file, MEMORY_BYTES, prot=mmap.PROT_READ)
                     self._process = await start_process(its.fileno(), file)

@@ -1,16 +1,12 @@
-"""How a decoder's process comes to be: the memory that it shares, and what it knows of our environment."""
+"""How a decoder's process comes to be, and what it knows of our environment."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import sys
 from typing import Final
-
-from inference.decoding.messages import MEMORY_BYTES
-from inference.picture_memory import set_size
 
 _ENVIRONMENT: Final = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "LD_PRELOAD", "PATH", "VIRTUAL_ENV")
 """What a decoder may know of our environment, besides what Python itself reads: passwords and keys stand there, too."""
@@ -39,23 +35,6 @@ async def start_process(*files: int) -> asyncio.subprocess.Process:
             process.kill()
             await process.wait()
         raise
-
-
-def shared_memory() -> int:
-    """A descriptor of fresh memory that is as large as it will ever be.
-
-    Raises:
-        OSError: the system has no room for it.
-    """
-    file = os.memfd_create("lensgate-decoded", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        set_size(file, MEMORY_BYTES)
-        # Who reads a mapped file past its end is killed (SIGBUS): we must not depend on a decoder there.
-        fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-    except BaseException:
-        os.close(file)
-        raise
-    return file
 
 
 def _environment() -> dict[str, str]:

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import os
 import socket
 import threading
 from collections import deque
@@ -23,6 +24,7 @@ from PIL import Image
 from pydantic import SecretStr
 
 from api.app import create_app
+from api.limit_memory import make_limit_memory
 from api.log import configure_logging
 from api.services import Services
 from api.settings import HttpSettings, Settings
@@ -33,6 +35,8 @@ from security.clients import ClientRegistry
 from security.database import Database
 from security.key_ring import KeyStore
 from security.keys import ensure_keys
+from security.limit_storage import RateLimiter
+from security.limit_windows import SharedWindows
 from security.revocation import RevocationView
 from security.settings import SecuritySettings
 from security.tokens import TokenIssuer, TokenVerifier
@@ -215,6 +219,7 @@ async def _services(settings: Settings, model: Model) -> AsyncIterator[tuple[Ser
     await revocations.refresh()
     decoder = DecodePool(max_pixels=settings.inference.max_pixels, processes=2, max_waiting=32)
     decoder.start()
+    limits = make_limit_memory()
     try:
         yield (
             Services(
@@ -226,10 +231,12 @@ async def _services(settings: Settings, model: Model) -> AsyncIterator[tuple[Ser
                 revocations=revocations,
                 keys=keys,
                 decoder=decoder,
+                rates=RateLimiter(SharedWindows(limits)),
             ),
             clients,
         )
     finally:
+        os.close(limits)
         await decoder.aclose()
         await database.aclose()
 

@@ -15,22 +15,13 @@ from PIL import Image
 
 from support.held import API, ENGINE, Held, InFlight, connection_to, wait_until_ready
 from support.pictures import encode
-from support.redis_server import RedisServer, redis_server
 from support.service import Service
 
 
 @pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    """Where two workers count their limits together."""
-    with redis_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def pair(redis: RedisServer, start_gate: Callable[..., Service]) -> Service:
+def pair(start_gate: Callable[..., Service]) -> Service:
     """Two workers, and a deadline that nothing here reaches."""
-    limits = {"LENSGATE_SECURITY__RATE_LIMIT_STORAGE": redis.url}
-    return start_gate({"LENSGATE_HTTP__WORKERS": "2", "LENSGATE_INFERENCE__DEADLINE_S": "300", **limits})
+    return start_gate({"LENSGATE_HTTP__WORKERS": "2", "LENSGATE_INFERENCE__DEADLINE_S": "300"})
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import httpx
@@ -14,7 +14,6 @@ from api.errors import KINDS
 from api.metric_files import SIZES_BYTES
 from support.held import API, ENGINE, Held, connection_to
 from support.raw_http import RawConnection
-from support.redis_server import RedisServer, redis_server
 from support.scrape import Scrape, answered, metric_folder, scraper
 from support.service import Service
 
@@ -22,18 +21,9 @@ TIERS: Final = '{"standard": {"images": "1000000/minute", "in_flight": 64}, "tin
 
 
 @pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    """Where two workers count their limits together."""
-    with redis_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def pair(redis: RedisServer, start_gate: Callable[..., Service]) -> Service:
+def pair(start_gate: Callable[..., Service]) -> Service:
     """Two workers."""
-    return start_gate(
-        {"LENSGATE_HTTP__WORKERS": "2", "LENSGATE_SECURITY__RATE_LIMIT_STORAGE": redis.url, "LENSGATE_SECURITY__TIERS": TIERS}
-    )
+    return start_gate({"LENSGATE_HTTP__WORKERS": "2", "LENSGATE_SECURITY__TIERS": TIERS})
 
 
 @pytest.fixture(scope="module")

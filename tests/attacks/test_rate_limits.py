@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,6 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from http.client import HTTPConnection
 from itertools import count
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import httpx
@@ -401,18 +399,33 @@ def ask_many(service: Service, address: str, authorization: str) -> list[Answer]
         return list(callers.map(ask, range(80)))
 
 
-def test_096_more_than_one_worker_without_redis_stops_the_start_and_says_why(tmp_path: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "api.cli", "serve"],
-        cwd=tmp_path,
-        env=Service.clean_environment({"LENSGATE_HTTP__WORKERS": "2", "LENSGATE_HTTP__PORT": "0"}),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+def test_096_four_workers_without_redis_let_the_limit_through_once_and_their_successors_forget_nothing(
+    start_gate: Callable[..., Service],
+) -> None:
+    service = start_gate(
+        {
+            "LENSGATE_HTTP__WORKERS": "4",
+            "LENSGATE_HTTP__ADDRESS_LIMIT": "60/hour",
+            "LENSGATE_SECURITY__TIERS": '{"standard": {"images": "10/hour", "in_flight": 64}}',
+        },
     )
-    assert run.returncode != 0
-    said = run.stderr.strip().splitlines()
-    assert len(said) == 1
-    assert "LENSGATE_HTTP__WORKERS is 2" in said[0]
-    assert "LENSGATE_SECURITY__RATE_LIMIT_STORAGE" in said[0]
+    with caller_at(service, "127.0.4.1") as caller:
+        bearer = f"Bearer {get_token(caller, new_client(service))}"
+    answers = ask_many(service, "127.0.4.2", bearer)
+    codes = [answer.status for answer in answers]
+    assert (codes.count(200), codes.count(429)) == (10, 70)
+    assert sum('"images"' in answer.limits for answer in answers) == 60  # of the 80, the client's limit refused 50 and the address's 20
+    assert len({service.wait_for("request", request_id=answer.request_id, timeout_s=10)["pid"] for answer in answers}) > 1
+
+    killed = len(service.log)
+    for worker in service.children("api.worker_process"):
+        worker.kill()
+    for number in range(4):
+        started = service.wait_for("child_started", after=killed, child=f"api-{number}")
+        service.wait_for("worker_serving", after=killed, pid=started["child_pid"])
+    assert {answer.status for answer in ask_many(service, "127.0.4.3", bearer)} == {429}
+
+    renewed = len(service.log)
+    service.process.send_signal(signal.SIGHUP)
+    service.wait_for("workers_renewed", after=renewed)
+    assert {answer.status for answer in ask_many(service, "127.0.4.4", bearer)} == {429}

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from api.demo import photographs
-from support.redis_server import redis_server
 from support.service import PACKAGED, Service
 
 
@@ -23,11 +22,9 @@ def photographs_by_name() -> dict[str, bytes]:
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One service with the packaged weights and two workers, shared by the tests that leave it as they found it."""
-    with redis_server() as redis:
-        several = {"LENSGATE_HTTP__WORKERS": "2", "LENSGATE_SECURITY__RATE_LIMIT_STORAGE": redis.url}
-        with Service(tmp_path_factory.mktemp("service"), PACKAGED | several) as service:
-            service.wait_ready()
-            yield service
+    with Service(tmp_path_factory.mktemp("service"), PACKAGED | {"LENSGATE_HTTP__WORKERS": "2"}) as service:
+        service.wait_ready()
+        yield service
 
 
 @pytest.fixture

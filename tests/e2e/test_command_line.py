@@ -71,7 +71,6 @@ def test_config_check_shows_every_setting_and_no_password(lensgate: Run) -> None
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"LENSGATE_HTTP__WORKERS": "2"}, "LENSGATE_HTTP__WORKERS is 2"),
         ({"LENSGATE_INFERENCE__LABELS": "nowhere.txt"}, "LENSGATE_INFERENCE__LABELS: there is no file nowhere.txt"),
         ({"LENSGATE_HTTP__TLS_CERT": "no.crt", "LENSGATE_HTTP__TLS_KEY": "no.key"}, "no.crt"),
     ],

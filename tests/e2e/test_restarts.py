@@ -21,7 +21,6 @@ import trustme
 from support.held import API, ENGINE
 from support.load import Load
 from support.pictures import encode, gradient
-from support.redis_server import redis_server
 from support.service import PACKAGED, Service
 from support.stub_engine import sitecustomize as stub
 from support.tcp_proxy import TcpProxy
@@ -84,24 +83,22 @@ def probed(service: Service, url: str) -> Iterator[None]:
 
 
 def test_renewing_the_api_workers_loses_nothing_and_leaves_the_engine_alone(tmp_path: Path) -> None:
-    with redis_server() as redis:
-        several = {"LENSGATE_HTTP__WORKERS": "2", "LENSGATE_SECURITY__RATE_LIMIT_STORAGE": redis.url}
-        with Service(tmp_path, SETTINGS | several) as service:
-            service.wait_ready()
-            engines = service.children(ENGINE)
-            with loaded(service, service.url) as loads, probed(service, service.url):
-                for _ in range((RESTARTS + 1) // 2):  # each is the restart of two workers
-                    former, after = {worker.pid for worker in service.children(API)}, len(service.log)
-                    service.process.send_signal(signal.SIGHUP)
-                    service.wait_for("workers_renewed", after=after)
-                    workers = service.children(API)
-                    assert (len(workers), {worker.pid for worker in workers} & former) == (2, set())
-                    wait_until_each_is_served(loads)
-            assert service.children(ENGINE) == engines
-            assert [line for line in service.log if line["event"] in {"child_died", "child_silent", "internal_error"}] == []
-            metrics = service.get("/metrics", service.token(service.create_client("scraper", "metrics"))).text
-            assert [line for line in metrics.splitlines() if line.startswith("lensgate_restarts_total") and not line.endswith(" 0.0")] == []
-            assert service.stop() == 0
+    with Service(tmp_path, SETTINGS | {"LENSGATE_HTTP__WORKERS": "2"}) as service:
+        service.wait_ready()
+        engines = service.children(ENGINE)
+        with loaded(service, service.url) as loads, probed(service, service.url):
+            for _ in range((RESTARTS + 1) // 2):  # each is the restart of two workers
+                former, after = {worker.pid for worker in service.children(API)}, len(service.log)
+                service.process.send_signal(signal.SIGHUP)
+                service.wait_for("workers_renewed", after=after)
+                workers = service.children(API)
+                assert (len(workers), {worker.pid for worker in workers} & former) == (2, set())
+                wait_until_each_is_served(loads)
+        assert service.children(ENGINE) == engines
+        assert [line for line in service.log if line["event"] in {"child_died", "child_silent", "internal_error"}] == []
+        metrics = service.get("/metrics", service.token(service.create_client("scraper", "metrics"))).text
+        assert [line for line in metrics.splitlines() if line.startswith("lensgate_restarts_total") and not line.endswith(" 0.0")] == []
+        assert service.stop() == 0
 
 
 def test_restarting_whole_services_behind_a_proxy_loses_nothing(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from security.clients import ClientRegistry
 from security.database import Database
 from security.key_ring import KeyStore
 from security.keys import create_key
+from security.limit_windows import SharedWindows
+from support.limit_memory import limit_memory
 from support.postgresql import PostgreSql, postgresql
 
 NOW: Final = 1_800_000_000.0
@@ -73,6 +75,19 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     await database.upgrade()
     yield database
     await database.aclose()
+
+
+@pytest.fixture
+def limits_file() -> Iterator[int]:
+    """Memory for limits in which nothing is counted yet, as a descriptor."""
+    with limit_memory() as file:
+        yield file
+
+
+@pytest.fixture
+def windows(limits_file: int) -> SharedWindows:
+    """Those of one worker."""
+    return SharedWindows(limits_file)
 
 
 @pytest.fixture

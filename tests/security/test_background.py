@@ -15,8 +15,10 @@ from security.housekeeping import prune_regularly
 from security.issuer_profiles import TrustedIssuer
 from security.key_ring import KeyStore
 from security.limit_storage import RateLimiter
+from security.limit_windows import SharedWindows
 from security.revocation import RevocationView
 from security.trusted_keys import TrustedKeys
+from support.limit_memory import limit_memory
 
 Loop = Coroutine[Any, Any, None]
 
@@ -69,7 +71,8 @@ def trusted_keys(flaky: Flaky, _: KeyStore, __: pytest.MonkeyPatch) -> Loop:
 
 
 def limits(flaky: Flaky, _: KeyStore, monkeypatch: pytest.MonkeyPatch) -> Loop:
-    rates = RateLimiter("redis://127.0.0.1:1")
+    with limit_memory() as file:
+        rates = RateLimiter(SharedWindows(file), "redis://127.0.0.1:1")
     monkeypatch.setattr(rates, "_redis", flaky)
     rates._lost.set()
     return rates.run()

@@ -11,8 +11,10 @@ import pytest
 import structlog
 
 from security.limit_storage import PENALTY_S, Patience, RateLimiter
+from security.limit_windows import SharedWindows
 from security.rate_limits import Limit, Quota
 from security.redis_windows import RedisWindows, StorageLost
+from support.limit_memory import limit_memory
 from support.redis_server import RedisServer, redis_server
 
 IMAGES = Quota("images", Limit(10, 60))
@@ -35,8 +37,8 @@ def redis(shared_redis: RedisServer) -> RedisServer:
 
 
 @pytest.fixture
-async def rates(redis: RedisServer) -> AsyncIterator[RateLimiter]:
-    rates = RateLimiter(redis.url)
+async def rates(redis: RedisServer, windows: SharedWindows) -> AsyncIterator[RateLimiter]:
+    rates = RateLimiter(windows, redis.url)
     await rates.start()
     assert not is_lost(rates)
     yield rates
@@ -57,16 +59,25 @@ async def until_back(rates: RateLimiter) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_memory_is_the_default_and_never_a_fallback() -> None:
-    rates = RateLimiter()
+async def test_memory_is_the_default_and_never_a_fallback(windows: SharedWindows) -> None:
+    rates = RateLimiter(windows)
     await rates.start()
     assert await admitted(rates, 25) == 10
     assert (rates.health.active, rates.health.fallbacks) == (False, 0)
     await rates.aclose()
 
 
-async def test_two_workers_with_one_redis_let_the_limit_through_once(redis: RedisServer, rates: RateLimiter) -> None:
-    other = RateLimiter(redis.url)
+@pytest.fixture
+def other_windows() -> Iterator[SharedWindows]:
+    """Those of another replica."""
+    with limit_memory() as file:
+        yield SharedWindows(file)
+
+
+async def test_two_replicas_with_one_redis_let_the_limit_through_once(
+    redis: RedisServer, rates: RateLimiter, other_windows: SharedWindows
+) -> None:
+    other = RateLimiter(other_windows, redis.url)
     await other.start()
     both = await asyncio.gather(*[one.take(IMAGES, "k") for _ in range(15) for one in (rates, other)])
     await other.aclose()
@@ -100,10 +111,12 @@ async def test_112_a_redis_that_is_gone_costs_nothing_and_limits_are_local(redis
     assert (rates.health.active, rates.health.fallbacks) == (True, 25)
 
 
-async def test_a_redis_that_refuses_the_password_is_named_and_neither_it_nor_its_address_is_taken_for_the_fault(redis: RedisServer) -> None:
+async def test_a_redis_that_refuses_the_password_is_named_and_neither_it_nor_its_address_is_taken_for_the_fault(
+    redis: RedisServer, windows: SharedWindows
+) -> None:
     redis.command("CONFIG SET requirepass hunter2")
     for login in ("", ":a-wrong-password@"):
-        rates = RateLimiter(redis.url.replace("//", f"//{login}"))
+        rates = RateLimiter(windows, redis.url.replace("//", f"//{login}"))
         with structlog.testing.capture_logs() as log:
             await rates.start()
         await rates.aclose()
@@ -145,13 +158,24 @@ async def test_112_a_redis_that_hangs_costs_one_bounded_wait_and_the_loop_is_nev
     assert is_lost(rates)
 
 
-async def test_a_worker_that_loses_redis_goes_on_from_what_it_was_told(redis: RedisServer, rates: RateLimiter) -> None:
-    other = RateLimiter(redis.url)
+async def test_who_loses_redis_goes_on_from_what_it_was_told(redis: RedisServer, rates: RateLimiter, other_windows: SharedWindows) -> None:
+    other = RateLimiter(other_windows, redis.url)
     await other.start()
     assert await admitted(other, 7) == 7
     assert await admitted(rates, 1) == 1
     redis.stop()
     assert await admitted(rates, 25) == 2
+    await other.aclose()
+
+
+async def test_112_workers_of_one_service_that_lose_redis_let_the_limit_through_once_together(
+    redis: RedisServer, rates: RateLimiter, windows: SharedWindows
+) -> None:
+    other = RateLimiter(windows, redis.url)
+    await other.start()
+    assert await admitted(rates, 3) == await admitted(other, 3) == 3
+    redis.stop()
+    assert await admitted(rates, 2) + await admitted(other, 25) + await admitted(rates, 1) == 4
     await other.aclose()
 
 
@@ -205,9 +229,9 @@ async def test_no_answer_of_a_redis_that_hung_meets_another_question(redis: Redi
     assert [verdict.remaining for verdict in verdicts] == [9 - number % 5 for number in range(20)]
 
 
-async def test_a_redis_that_is_not_there_at_the_start_is_found_later(redis: RedisServer) -> None:
+async def test_a_redis_that_is_not_there_at_the_start_is_found_later(redis: RedisServer, windows: SharedWindows) -> None:
     redis.stop()
-    rates = RateLimiter(redis.url)
+    rates = RateLimiter(windows, redis.url)
     with structlog.testing.capture_logs() as log:
         await rates.start()
     assert [line["event"] for line in log] == ["rate_limit_storage_lost"]
@@ -251,9 +275,9 @@ async def test_nobody_waits_for_ever_when_the_service_ends(redis: RedisServer) -
         redis.resume()
 
 
-async def test_a_lost_redis_is_named_without_its_password(redis: RedisServer) -> None:
+async def test_a_lost_redis_is_named_without_its_password(redis: RedisServer, windows: SharedWindows) -> None:
     redis.stop()
-    rates = RateLimiter(f"redis://:hunter2@127.0.0.1:{redis.port}/0")
+    rates = RateLimiter(windows, f"redis://:hunter2@127.0.0.1:{redis.port}/0")
     with structlog.testing.capture_logs() as log:
         await rates.start()
     await rates.aclose()

@@ -15,7 +15,7 @@ from security.client_records import AuthenticatedClient
 from security.errors import ClientAuthenticationFailed, InvalidToken, OAuthError
 from security.foreign_tokens import ForeignTokenVerifier
 from security.introspection import introspect
-from security.limit_windows import MemoryWindows
+from security.limit_windows import SharedWindows
 from security.rate_limits import Limit, Quota, Window, check_storage_url, judge
 from security.tiers import Tiers, TierSettings
 from security.token_grant import grant
@@ -27,23 +27,14 @@ _LENGTH = (b"content-length", b"1")
 QUOTA = Quota("images", Limit(10, 60))
 
 
-def test_a_window_tells_both_counts_and_how_long_each_lives() -> None:
-    windows = MemoryWindows(clock=lambda: 130.0)
+def test_a_window_tells_both_counts_and_how_long_each_lives(limits_file: int) -> None:
+    windows = SharedWindows(limits_file, clock=lambda: 130.0)
     assert windows.take("key", 10, 60, 3) == (True, (0, 50.0, 3, 110.0))
-    assert len(windows) == 1
 
 
-def test_a_full_window_forgets_the_key_that_was_silent_for_longest_and_only_then() -> None:
-    windows = MemoryWindows(max_keys=2, clock=lambda: 0.0)
-    for key in ("first", "second", "first", "third"):
-        assert windows.take(key, 10, 60)[0]
-    counts = [windows.take(key, 10, 60, 0)[1].current_count for key in ("first", "second", "third")]
-    assert counts == [2, 0, 1]
-
-
-def test_what_another_storage_counted_is_remembered_without_what_the_last_window_still_weighs() -> None:
+def test_what_another_storage_counted_is_remembered_without_what_the_last_window_still_weighs(limits_file: int) -> None:
     now = [0.0]
-    windows = MemoryWindows(clock=lambda: now[0])
+    windows = SharedWindows(limits_file, clock=lambda: now[0])
     windows.take("key", 10, 60, 4)
     now[0] = 90.0
     windows.remember("key", 60, 5)
@@ -156,8 +147,8 @@ def test_a_storage_is_a_host_with_a_port_that_can_be(url: str, good: bool) -> No
             check_storage_url(url)
 
 
-def test_a_key_that_the_last_window_did_not_have_carries_nothing_over() -> None:
-    windows = MemoryWindows(clock=lambda: 60.0)
+def test_a_key_that_the_last_window_did_not_have_carries_nothing_over(limits_file: int) -> None:
+    windows = SharedWindows(limits_file, clock=lambda: 60.0)
     windows.remember("key", 60, 5)
     assert windows.take("key", 10, 60, 0)[1].current_count == 5
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from security.limit_windows import MemoryWindows
+from security.limit_windows import SharedWindows
 from security.rate_limits import Limit, Quota, Window, check_storage_url, judge, parse_limit, rate_limit_headers
+from support.limit_memory import limit_memory
 
 
 @pytest.mark.parametrize(
@@ -84,22 +85,22 @@ class Clock:
     steps=st.lists(st.tuples(st.floats(0, 40), st.integers(1, 60)), min_size=1, max_size=30),
 )
 def test_what_is_refused_is_let_through_after_the_time_that_was_told(amount: int, width_s: int, steps: list[tuple[float, int]]) -> None:
-    clock = Clock()
-    windows = MemoryWindows(clock=clock)
-    quota = Quota("images", Limit(amount, width_s))
-    for wait_s, cost in steps:
-        clock.now_s += wait_s
-        admitted, window = windows.take("k", amount, width_s, cost)
-        verdict = judge(quota, window, admitted=admitted, cost=cost)
-        assert verdict.admitted is admitted
-        assert 0 <= verdict.remaining <= amount
-        if admitted:
-            assert (verdict.retry_after_s, 1 <= verdict.reset_s <= width_s) == (0, True)
-        else:
-            assert 1 <= verdict.retry_after_s == verdict.reset_s <= 2 * width_s
-            if cost <= amount:
-                clock.now_s += verdict.retry_after_s
-                assert windows.take("k", amount, width_s, cost)[0]
+    clock, quota = Clock(), Quota("images", Limit(amount, width_s))
+    with limit_memory() as file:
+        windows = SharedWindows(file, clock=clock)
+        for wait_s, cost in steps:
+            clock.now_s += wait_s
+            admitted, window = windows.take("k", amount, width_s, cost)
+            verdict = judge(quota, window, admitted=admitted, cost=cost)
+            assert verdict.admitted is admitted
+            assert 0 <= verdict.remaining <= amount
+            if admitted:
+                assert (verdict.retry_after_s, 1 <= verdict.reset_s <= width_s) == (0, True)
+            else:
+                assert 1 <= verdict.retry_after_s == verdict.reset_s <= 2 * width_s
+                if cost <= amount:
+                    clock.now_s += verdict.retry_after_s
+                    assert windows.take("k", amount, width_s, cost)[0]
 
 
 def test_redis_tells_no_current_window_before_the_first_unit() -> None:

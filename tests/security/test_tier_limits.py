@@ -11,6 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from security.errors import RateLimited, TooManyInFlight
 from security.limit_storage import RateLimiter
+from security.limit_windows import SharedWindows
 from security.middleware.client_limit import ClientLimitMiddleware, take_images
 from security.principal import Principal
 from security.rate_limits import STATE_KEY
@@ -45,8 +46,8 @@ async def nothing(scope: Scope, receive: Receive, send: Send) -> None:
     return
 
 
-def layer(app: Any = nothing) -> ClientLimitMiddleware:  # noqa: ANN401 # any ASGI app
-    return ClientLimitMiddleware(app, rates=RateLimiter(), tiers=Tiers(TIERS), source=Source())
+def layer(windows: SharedWindows, app: Any = nothing) -> ClientLimitMiddleware:  # noqa: ANN401 # any ASGI app
+    return ClientLimitMiddleware(app, rates=RateLimiter(windows), tiers=Tiers(TIERS), source=Source())
 
 
 async def passed(limit: ClientLimitMiddleware, scope: Scope) -> bool:
@@ -57,33 +58,33 @@ async def passed(limit: ClientLimitMiddleware, scope: Scope) -> bool:
     return True
 
 
-async def test_each_tier_has_its_own_limit() -> None:
-    limit = layer()
+async def test_each_tier_has_its_own_limit(windows: SharedWindows) -> None:
+    limit = layer(windows)
     assert [await passed(limit, asked_by(tier="slow")) for _ in range(7)] == [True] * 5 + [False] * 2
     assert await passed(limit, asked_by())
 
 
-async def test_clients_of_one_tier_do_not_share_a_bucket() -> None:
-    limit = layer()
+async def test_clients_of_one_tier_do_not_share_a_bucket(windows: SharedWindows) -> None:
+    limit = layer(windows)
     for client in ("client_a", "client_b", "x" * 5000, "x" * 5001):
         assert [await passed(limit, asked_by(client, "slow")) for _ in range(6)] == [True] * 5 + [False]
 
 
-async def test_a_tier_that_is_not_there_has_the_strictest_limits_and_the_log_says_so_once() -> None:
-    limit = layer()
+async def test_a_tier_that_is_not_there_has_the_strictest_limits_and_the_log_says_so_once(windows: SharedWindows) -> None:
+    limit = layer(windows)
     with structlog.testing.capture_logs() as log:
         assert [await passed(limit, asked_by(tier="gone")) for _ in range(7)] == [True] * 5 + [False] * 2
     assert [(line["event"], line["tier"]) for line in log] == [("tier_unknown", "gone")]
     assert Tiers(TIERS).get("gone").in_flight == 2
 
 
-async def test_one_more_in_flight_is_refused_and_costs_no_unit() -> None:
+async def test_one_more_in_flight_is_refused_and_costs_no_unit(windows: SharedWindows) -> None:
     leave = asyncio.Event()
 
     async def wait(scope: Scope, receive: Receive, send: Send) -> None:
         await leave.wait()
 
-    limit = layer(wait)
+    limit = layer(windows, wait)
     held = [asyncio.create_task(limit(asked_by(), receive, send)) for _ in range(2)]
     await asyncio.sleep(0)
     refused = asked_by()
@@ -99,19 +100,19 @@ async def test_one_more_in_flight_is_refused_and_costs_no_unit() -> None:
     assert limit._in_flight == {}
 
 
-async def test_a_failure_inside_gives_the_place_back() -> None:
+async def test_a_failure_inside_gives_the_place_back(windows: SharedWindows) -> None:
     async def fail(scope: Scope, receive: Receive, send: Send) -> None:
         raise RuntimeError
 
-    limit = layer(fail)
+    limit = layer(windows, fail)
     for _ in range(5):
         with pytest.raises(RuntimeError):
             await limit(asked_by(), receive, send)
     assert limit._in_flight == {}
 
 
-async def test_a_batch_takes_its_other_pictures_all_or_none_and_tells_what_is_left() -> None:
-    rates, tiers = RateLimiter(), Tiers(TIERS)
+async def test_a_batch_takes_its_other_pictures_all_or_none_and_tells_what_is_left(windows: SharedWindows) -> None:
+    rates, tiers = RateLimiter(windows), Tiers(TIERS)
     limit = ClientLimitMiddleware(nothing, rates=rates, tiers=tiers, source=Source())
     scope = asked_by(tier="slow")
     await limit(scope, receive, send)
@@ -122,8 +123,8 @@ async def test_a_batch_takes_its_other_pictures_all_or_none_and_tells_what_is_le
     assert [(verdict.quota.name, verdict.remaining) for verdict in scope["state"][STATE_KEY]] == [("images", 0)]
 
 
-async def test_a_batch_of_the_whole_limit_passes_and_a_larger_one_is_told_that_it_never_will() -> None:
-    rates, tiers = RateLimiter(), Tiers(TIERS)
+async def test_a_batch_of_the_whole_limit_passes_and_a_larger_one_is_told_that_it_never_will(windows: SharedWindows) -> None:
+    rates, tiers = RateLimiter(windows), Tiers(TIERS)
     limit = ClientLimitMiddleware(nothing, rates=rates, tiers=tiers, source=Source())
     scope = asked_by(tier="slow")
     await limit(scope, receive, send)
@@ -132,9 +133,9 @@ async def test_a_batch_of_the_whole_limit_passes_and_a_larger_one_is_told_that_i
     await take_images(scope, rates, Source(), tiers, 4)  # what was refused took nothing
 
 
-async def test_what_is_public_is_not_counted_for_any_client() -> None:
+async def test_what_is_public_is_not_counted_for_any_client(windows: SharedWindows) -> None:
     scope: Scope = {"type": "http", "path": "/livez", "headers": [], "state": {}}
-    await layer()(scope, receive, send)
+    await layer(windows)(scope, receive, send)
     assert scope["state"] == {}
 
 

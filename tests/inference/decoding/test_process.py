@@ -15,9 +15,10 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from inference.decoding.messages import Decode, Finished, FromDecoder, Ready, decode_from_decoder
-from inference.decoding.start import shared_memory, start_process
+from inference.decoding.messages import MEMORY_BYTES, Decode, Finished, FromDecoder, Ready, decode_from_decoder
+from inference.decoding.start import start_process
 from inference.frames import HEADER, frame
+from inference.sealed_memory import sealed_memory
 from inference.types import Preprocessing
 from support.pictures import encode
 
@@ -49,7 +50,7 @@ async def test_a_decoder_that_is_halted_amid_a_file_goes_on_with_it() -> None:
     file = encode(Image.fromarray(noise), "PNG")
     order = frame(Decode(len(file), 0, 10**6, Preprocessing(resize_px=8, crop_px=8, interpolation="bilinear"), True))
     ours, its = socket.socketpair()
-    memory = shared_memory()
+    memory = sealed_memory("decoded", MEMORY_BYTES)
     with ours, its:
         process = await start_process(its.fileno(), memory)
         try:

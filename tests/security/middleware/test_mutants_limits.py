@@ -46,7 +46,7 @@ class Rates(RateLimiter):
     """Counts nothing, and notes what it was asked."""
 
     def __init__(self, *, admits: bool = True) -> None:
-        super().__init__()
+        # Without its own: nothing is counted.
         self.admits = admits
         self.asked: list[tuple[Quota, str, int, Patience | None]] = []
 

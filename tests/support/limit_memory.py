@@ -1,0 +1,20 @@
+"""Memory for limits, as the supervisor makes it for its workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from api.limit_memory import make_limit_memory
+from security.limit_windows import MAX_KEYS
+
+
+@contextmanager
+def limit_memory(max_keys: int = MAX_KEYS) -> Iterator[int]:
+    """A descriptor, closed at the end."""
+    file = make_limit_memory(max_keys)
+    try:
+        yield file
+    finally:
+        os.close(file)
