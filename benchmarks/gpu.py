@@ -58,7 +58,7 @@ def _parse() -> Options:
     parser.add_argument("--batches", type=_numbers, default=[1, 8, 32, 64, 128, 256], help="of the raw forward pass")
     parser.add_argument("--no-search", dest="search", action="store_false", help="raw forward pass: without cuDNN's search for algorithms")
     parser.add_argument("--connections", type=_numbers, default=[1, 16, 64, 256])
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="API workers; one where there is no redis-server")
+    parser.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) // 2), help="API workers")
     parser.add_argument("--seconds", type=float, default=6.0, help="of counting, in each row")
     parser.add_argument("--part-s", type=float, default=105.0, help="how many seconds each part may take")
     parser.add_argument("--device", default="cuda", help="cpu: to try this script out; there is no raw forward pass then")

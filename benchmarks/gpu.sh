@@ -18,7 +18,7 @@ wheels() {
     rm -rf .whl && mkdir .whl
     {
         sed -n 's/^\([A-Za-z0-9_.-]*==[^ ;]*\).*/\1/p' locks/demo.txt
-        sed -n 's/^\(\(pytest\|pytest-asyncio\|pytest-timeout\|pluggy\|iniconfig\|redis\|trustme\)==[^ ;]*\).*/\1/p' locks/test.txt
+        sed -n 's/^\(\(pytest\|pytest-asyncio\|pytest-timeout\|pluggy\|iniconfig\|trustme\)==[^ ;]*\).*/\1/p' locks/test.txt
     } | grep -vE "^($skip)==" | sort -u >.whl/names.txt
     platforms=()
     for number in 17 24 27 28 31 34 35; do platforms+=(--platform "manylinux_2_${number}_x86_64"); done
@@ -34,12 +34,6 @@ with zipfile.ZipFile(sys.argv[1]) as wheel, zipfile.ZipFile(".whl/photographs.zi
         kept.writestr(name, wheel.read(name))
 Path(sys.argv[1]).unlink()
 PHOTOGRAPHS
-    # Several API workers count their limits in Redis: the program, with its libraries but for the C library's own.
-    if program=$(command -v redis-server); then
-        libraries=$(ldd "$program" | sed -n 's/.*=> \(\/[^ ]*\) .*/\1/p' | grep -vE '/(libc|libm|libpthread|libdl|librt)\.so')
-        # shellcheck disable=SC2086
-        tar -cJhf .whl/redis.tar.xz --transform 's|.*/||' "$program" $libraries
-    fi
     du -sh .whl
 }
 
@@ -52,14 +46,6 @@ run() {
         python3 -m zipfile -e .whl/photographs.zip "$site"
     fi
     export PYTHONPATH="$site:$PWD" PYTHONUNBUFFERED=1
-    if ! command -v redis-server >/dev/null && [ -e .whl/redis.tar.xz ]; then
-        mkdir -p "$site/programs" "$site/redis"
-        python3 -c 'import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2], filter="data")' .whl/redis.tar.xz "$site/redis"
-        # shellcheck disable=SC2016
-        printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s/redis-server "$@"\n' "$site/redis" "$site/redis" >"$site/programs/redis-server"
-        chmod +x "$site/programs/redis-server"
-        export PATH="$site/programs:$PATH"
-    fi
     if [ -z "${NO_TESTS:-}" ]; then
         python3 -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "torch finds no NVIDIA GPU here")'
         # Other versions of other libraries have other warnings: here they are no errors. SIGINT, so that a test that hangs is named.

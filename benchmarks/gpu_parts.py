@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.contenders import Contender, Model, start_lensgate
-from benchmarks.gpu_processes import QUEUE_SIZE, Options, all_at_once, engine, redis_server, tail
+from benchmarks.gpu_processes import QUEUE_SIZE, Options, all_at_once, engine, tail
 from benchmarks.grid import Cell, write_request
 from benchmarks.load import Job, Result
 from benchmarks.processes import ROOT, environment
@@ -31,15 +31,13 @@ def _serve(options: Options, facts: dict[str, Any]) -> Iterator[Row]:
     with _decoding(options) as decode:
         facts["decode_per_s"] = round(decode.measure(Cell("", "small", "raw", 1), options.seconds / 4)["decode_per_s"], 1)
     with ExitStack() as stack:
-        redis_url = stack.enter_context(redis_server(options))
-        facts["workers"] = options.workers if redis_url else 1
+        facts["workers"] = options.workers
         extra = {
-            "LENSGATE_HTTP__WORKERS": str(facts["workers"]),
+            "LENSGATE_HTTP__WORKERS": str(options.workers),
             "LENSGATE_INFERENCE__DEVICE": options.device,
             "LENSGATE_INFERENCE__COMPILE": "off",
             "LENSGATE_INFERENCE__QUEUE_SIZE": str(QUEUE_SIZE),
         }
-        extra |= {"LENSGATE_SECURITY__RATE_LIMIT_STORAGE": redis_url} if redis_url else {}
         model = Model(options.weights, options.model, options.precision, options.max_batch)
         contender = start_lensgate(options.folder / "serve" / "lensgate", "", model, extra=extra)
         stack.callback(contender.tree.stop)

@@ -1,11 +1,10 @@
-"""What the GPU's table starts and ends: an engine, a Redis, and generators."""
+"""What the GPU's table starts and ends: an engine, and generators."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -14,14 +13,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import redis
-
-from benchmarks.processes import ROOT, environment, free_port
+from benchmarks.processes import ROOT, environment
 from benchmarks.weights import random_weights
 
 QUEUE_SIZE = 4096
 _STOP_TIMEOUT_S = 10.0
-_REDIS_START_S = 10.0
 _POLL_S = 0.05
 _TAIL_LINES = 5
 
@@ -100,39 +96,6 @@ def engine(options: Options, log_path: Path) -> Iterator[tuple[subprocess.Popen[
             process.wait()
             os.close(heard)
             os.close(pulse)
-
-
-@contextmanager
-def redis_server(options: Options) -> Iterator[str | None]:
-    """A Redis of its own for the limits of several workers; None where the program is not there."""
-    program = shutil.which("redis-server")
-    if program is None or options.workers == 1:
-        yield None
-        return
-    port = free_port()
-    arguments = ["--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no", "--dir", str(options.folder)]
-    with (options.out / "redis.log").open("wb") as log:
-        process = subprocess.Popen([program, *arguments], stdout=log, stderr=log)
-        try:
-            _wait_for_redis(port)
-            yield f"redis://127.0.0.1:{port}/0"
-        finally:
-            process.terminate()
-            process.wait()
-
-
-def _wait_for_redis(port: int) -> None:
-    until_s = time.monotonic() + _REDIS_START_S
-    with redis.Redis(port=port) as client:
-        while True:
-            try:
-                client.ping()
-            except redis.ConnectionError:
-                if time.monotonic() > until_s:
-                    raise
-                time.sleep(_POLL_S)
-            else:
-                return
 
 
 def all_at_once(processes: Sequence[tuple[Sequence[str], bytes]], check: Callable[[], None] = lambda: None) -> list[bytes]:
