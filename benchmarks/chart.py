@@ -11,6 +11,7 @@ from benchmarks.report import STUBBED
 _CONNECTIONS = 16
 _COLOURS = {
     "lensgate": "#2563eb",
+    "lensgate 2 workers": "#60a5fa",
     "litserve": "#f59e0b",
     "litserve compiled": "#b45309",
     "fastapi": "#6b7280",

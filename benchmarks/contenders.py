@@ -68,12 +68,14 @@ class Model:
     max_batch: int = 8
 
 
-def start_lensgate(folder: Path, stub: Stub, model: Model | None, *, extra: Mapping[str, str] | None = None) -> Contender:
+def start_lensgate(folder: Path, stub: Stub, model: Model | None, *, workers: int = 1, extra: Mapping[str, str] | None = None) -> Contender:
     """`lensgate serve` with the full gate: a token, limits that are counted, a JSON log. Ready when this returns."""
     port = free_port()
+    name = "lensgate" if workers == 1 else f"lensgate {workers} workers"
     tiers = {"standard": {"images": _NO_LIMIT, "in_flight": 1024}}
     settings = {
         "LENSGATE_HTTP__PORT": str(port),
+        "LENSGATE_HTTP__WORKERS": str(workers),
         "LENSGATE_HTTP__ADDRESS_LIMIT": _NO_LIMIT,
         "LENSGATE_HTTP__MAX_BODIES_BYTES": str(_NO_BODIES_LIMIT),
         "LENSGATE_SECURITY__TIERS": json.dumps(tiers),
@@ -91,7 +93,7 @@ def start_lensgate(folder: Path, stub: Stub, model: Model | None, *, extra: Mapp
     settings |= extra or {}
     if stub:
         settings |= {"PYTHON_BENCH_STUBBED": str(stub), "PYTHONPATH": str(_STUBS)}
-    tree = Tree("lensgate", ["-m", "api.cli", "serve"], folder, settings)
+    tree = Tree(name.replace(" ", "-"), ["-m", "api.cli", "serve"], folder, settings)
     try:
         start_s = tree.wait_for(port, "/readyz")
         created = subprocess.run(
@@ -107,7 +109,7 @@ def start_lensgate(folder: Path, stub: Stub, model: Model | None, *, extra: Mapp
     except BaseException:
         tree.stop()
         raise
-    return Contender("lensgate", tree, port, {"raw": "/predict", "json": "/predict"}, headers, start_s, precision)
+    return Contender(name, tree, port, {"raw": "/predict", "json": "/predict"}, headers, start_s, precision)
 
 
 def start_naive(folder: Path, stub: Stub, model: Model | None, *, slim: bool = False) -> Contender:

@@ -33,13 +33,12 @@ def _serve(options: Options, facts: dict[str, Any]) -> Iterator[Row]:
     with ExitStack() as stack:
         facts["workers"] = options.workers
         extra = {
-            "LENSGATE_HTTP__WORKERS": str(options.workers),
             "LENSGATE_INFERENCE__DEVICE": options.device,
             "LENSGATE_INFERENCE__COMPILE": "off",
             "LENSGATE_INFERENCE__QUEUE_SIZE": str(QUEUE_SIZE),
         }
         model = Model(options.weights, options.model, options.precision, options.max_batch)
-        contender = start_lensgate(options.folder / "serve" / "lensgate", "", model, extra=extra)
+        contender = start_lensgate(options.folder / "serve" / "lensgate", "", model, workers=options.workers, extra=extra)
         stack.callback(contender.tree.stop)
         stack.callback(lambda: (options.out / "serve.log").write_text(contender.tree.log_tail() + "\n"))
         facts["start_s"] = round(contender.start_s, 1)

@@ -18,7 +18,7 @@ from benchmarks.weights import random_weights
 _BUSY_AND_ALONE = (1, 16)
 """The connections at which targets are set, and references are measured."""
 _WARM_START_S = 20.0
-CONTENDERS = ("lensgate", "litserve", "litserve compiled", "fastapi", "fastapi slim")
+CONTENDERS = ("lensgate", "lensgate 2 workers", "litserve", "litserve compiled", "fastapi", "fastapi slim")
 
 
 @dataclass
@@ -108,7 +108,8 @@ def run_stubbed(found: Found, stub: Stub, options: Options, choice: Choice) -> N
             "litserve": lambda: start_litserve(run, stub, None),
             "fastapi": lambda: start_naive(run, stub, None),
         }
-        if stub == "model,decode":  # where anything else takes longer than HTTP, that it is slow at it does not show
+        if stub == "model,decode":  # where anything else takes longer than HTTP, how quick it is at it does not show
+            starts["lensgate 2 workers"] = lambda: start_lensgate(run, stub, None, workers=2, extra=choice.settings)
             starts["fastapi slim"] = lambda: start_naive(run, stub, None, slim=True)
         for name, start in starts.items():
             if name in choice.contenders and (name != "litserve" or litserve_is_installed()):

@@ -54,8 +54,9 @@ def speed_targets(rows: Sequence[Row], references: Mapping[Cell, Sequence[Mappin
     claim("images/s : LitServe compiled", rate(whole, "lensgate"), rate(whole, "litserve compiled"), 1.15)
     claim("images/s : naive FastAPI", rate(whole, "lensgate"), rate(whole, "fastapi"), 2.0)
     claim("model and decoder stubbed : LitServe", rate(bare, "lensgate"), rate(bare, "litserve"), 3.0)
-    claim("model and decoder stubbed : plain FastAPI", rate(bare, "lensgate"), rate(bare, "fastapi"), 0.75)
-    claim("model and decoder stubbed : plain FastAPI, slim", rate(bare, "lensgate"), rate(bare, "fastapi slim"), 0.75)
+    for workers, contender in ("", "lensgate"), (", 2 workers", "lensgate 2 workers"):
+        for kind, plain in ("", "fastapi"), (", slim", "fastapi slim"):
+            claim(f"model and decoder stubbed{workers} : plain FastAPI{kind}", rate(bare, contender), rate(bare, plain), 0.75)
     claim("model stubbed : what the cores decode", rate(no_model, "lensgate"), reference(no_model, "decode_per_s"), 0.7)
     claim("12 megapixels, model stubbed : naive FastAPI", rate(large, "lensgate"), rate(large, "fastapi"), 4.0)
     single = Cell("", "small", "raw", 1)

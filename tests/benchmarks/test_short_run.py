@@ -40,7 +40,7 @@ def results(folder: Path, output: str) -> dict[str, Any]:
 @pytest.mark.timeout(_TIMEOUT_S)
 def test_every_server_answered_every_request_rightly(results: dict[str, Any]) -> None:
     real = {"lensgate", "fastapi"}
-    stubbed = real | {"fastapi slim"} | ({"litserve"} if litserve_is_installed() else set())
+    stubbed = real | {"fastapi slim", "lensgate 2 workers"} | ({"litserve"} if litserve_is_installed() else set())
     wanted = {("", name) for name in real} | {("model,decode", name) for name in stubbed}
     assert {(row["stubbed"], row["contender"], row["body"]) for row in results["servers"]} == {
         (stub, name, body) for stub, name in wanted for body in ("raw", "json")
@@ -72,7 +72,8 @@ def test_it_says_where_it_was_measured_and_what_the_machine_can_do(results: dict
 def test_every_target_that_was_measured_is_judged(results: dict[str, Any], output: str) -> None:
     names = [target["name"] for target in results["targets"]]
     assert "images/s : best raw forward" in names
-    assert {"model and decoder stubbed : plain FastAPI", "model and decoder stubbed : plain FastAPI, slim"} <= set(names)
+    for stubbed in ("model and decoder stubbed", "model and decoder stubbed, 2 workers"):
+        assert {f"{stubbed} : plain FastAPI", f"{stubbed} : plain FastAPI, slim"} <= set(names)
     assert len(names) == len(set(names))
     for name in names:
         assert name in output
