@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -12,7 +15,6 @@ import structlog
 from api.settings import ConfigurationError, Settings
 from api.tls import check_tls
 from api.tracing import check_tracing
-from inference.settings import InferenceSettings
 from security.clients import ClientRegistry
 from security.database import Database
 from security.key_ring import KeyRing, publication_delay_s
@@ -69,24 +71,38 @@ def check(settings: Settings) -> None:
     """Check what can be checked without making or reaching anything.
 
     Raises:
-        ConfigurationError: as `prepare`.
+        ConfigurationError: as `prepare`; the message has everything that is wrong.
     """
-    check_tls(settings.http)
-    _check_local_files(settings.inference)
-    _check_limit_storage(settings)
-    check_tracing(os.environ)
+    complaints = [str(complaint) for complaint in _complaints(settings)]
+    if len(complaints) > 1:
+        raise ConfigurationError("the settings are not usable:\n  " + "\n  ".join(complaints))
+    if complaints:
+        raise ConfigurationError(complaints[0])
 
 
-def _check_limit_storage(settings: Settings) -> None:
-    in_memory = settings.security.rate_limit_storage.get_secret_value() == MEMORY
-    if not in_memory and find_spec("redis") is None:
+def _complaints(settings: Settings) -> Iterator[ConfigurationError]:
+    checks = (
+        partial(check_tls, settings.http),
+        partial(_check_file, "WEIGHTS", settings.inference.weights_path),
+        partial(_check_file, "LABELS", settings.inference.labels),
+        partial(_check_redis_client, settings.security.rate_limit_storage.get_secret_value()),
+        partial(check_tracing, os.environ),
+    )
+    for check_one in checks:
+        try:
+            check_one()
+        except ConfigurationError as complaint:
+            yield complaint
+
+
+def _check_file(name: str, path: Path | None) -> None:
+    if path is not None and not path.is_file():
+        raise ConfigurationError(f"LENSGATE_INFERENCE__{name}: there is no file {path}")
+
+
+def _check_redis_client(storage_url: str) -> None:
+    if storage_url != MEMORY and find_spec("redis") is None:
         raise ConfigurationError(
             "LENSGATE_SECURITY__RATE_LIMIT_STORAGE names a Redis, but its client, the extra redis, is not installed. "
             "In a checkout: make install"
         )
-
-
-def _check_local_files(inference: InferenceSettings) -> None:
-    for name, path in (("WEIGHTS", inference.weights_path), ("LABELS", inference.labels)):
-        if path is not None and not path.is_file():
-            raise ConfigurationError(f"LENSGATE_INFERENCE__{name}: there is no file {path}")

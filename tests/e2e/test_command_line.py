@@ -81,6 +81,23 @@ def test_config_check_shows_all_and_says_what_would_stop_the_start(lensgate: Run
     assert {f"{name}={value}" for name, value in settings.items()} <= set(run.stdout.splitlines())
 
 
+def test_config_check_says_everything_that_is_wrong_at_once(lensgate: Run) -> None:
+    settings = {
+        "LENSGATE_INFERENCE__LABELS": "nowhere.txt",
+        "LENSGATE_INFERENCE__WEIGHTS": "nowhere.pth",
+        "LENSGATE_HTTP__TLS_CERT": "no.crt",
+        "LENSGATE_HTTP__TLS_KEY": "no.key",
+    }
+    run = lensgate("config", "check", environment=settings)
+    assert run.returncode != 0
+    assert run.stderr.splitlines() == [
+        "lensgate: error: the settings are not usable:",
+        "  LENSGATE_HTTP__TLS_CERT: no.crt cannot be read: No such file or directory",
+        "  LENSGATE_INFERENCE__WEIGHTS: there is no file nowhere.pth",
+        "  LENSGATE_INFERENCE__LABELS: there is no file nowhere.txt",
+    ]
+
+
 def test_a_dotenv_file_in_the_working_directory_is_read_and_checked(lensgate: Run, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("LENSGATE_HTTP__PORT=8123\n")
     assert "LENSGATE_HTTP__PORT=8123" in lensgate("config", "check").stdout
