@@ -28,7 +28,8 @@ from api.metrics import Metrics
 from api.pulse import Pulse
 from api.server import Server, allow_many_connections
 from api.services import Services
-from api.settings import Settings
+from api.settings import ConfigurationError, Settings
+from api.tls import check_tls
 from api.tracing import tracer_for
 from inference.allocator import return_large_blocks
 from inference.cores import usable_cores
@@ -125,6 +126,7 @@ def _decoders(workers: int) -> int:
 
 async def _serve(config: dict[str, Any]) -> None:
     settings = Settings.restore(config["settings"])
+    await asyncio.to_thread(check_tls, settings.http)  # it was good when the service started, and may not be when this worker does
     pulse = Pulse(config["pulse"])
     metrics_dir = share_metrics(config["metrics_dir"], config["name"], planned=config["planned"])
     engine_sockets, limits = [Path(path) for path in config["engines"]], SharedWindows(config["limits"])
@@ -159,7 +161,7 @@ def _call_soon(loop: asyncio.AbstractEventLoop, server: Server) -> None:
 
 
 def main() -> None:
-    """Serve until SIGTERM or the supervisor's end; exit code 78 when the keys or the registry cannot be used at all."""
+    """Serve until SIGTERM or the supervisor's end; exit code 78 when the keys or the registry cannot be used at all, 1 for a certificate."""
     allow_many_connections()
     return_large_blocks()
     # Until uvicorn takes over, a signal must not end a half-made worker with a stack trace.
@@ -169,10 +171,11 @@ def main() -> None:
     configure_logging(log["level"], log["format"], process=config["name"])
     try:
         uvloop.run(_serve(config))
-    except (KeysError, RegistryError) as error:
+    except (ConfigurationError, KeysError, RegistryError) as error:
         structlog.get_logger().error("start_failed", reason=str(error))
         sys.stderr.write(f"lensgate: error: {error}\n")
-        sys.exit(EXIT_CONFIGURATION)
+        # A certificate that is being replaced is whole again at the next try; nothing else of the configuration changes under way.
+        sys.exit(1 if isinstance(error, ConfigurationError) else EXIT_CONFIGURATION)
 
 
 if __name__ == "__main__":

@@ -181,6 +181,21 @@ def test_a_certificate_that_is_half_written_is_named_and_the_old_one_stays(over_
     assert over_tls.served_certificate() == renewed
 
 
+def test_a_worker_that_dies_while_its_certificate_is_broken_says_so_and_comes_back_when_it_is_whole(over_tls: OverTls) -> None:
+    service = over_tls.service
+    (worker,) = service.children(API)
+    after = len(service.log)
+    path = service.folder / "tls.pem"
+    path.write_text("half")
+    worker.kill()
+    said = service.wait_for("start_failed", after=after)
+    assert said["reason"] == f"LENSGATE_HTTP__TLS_CERT: {path} is no PEM certificate, or a damaged one"
+    repaired, after = over_tls.renew_certificate(), len(service.log)
+    service.wait_for("worker_serving", after=after)
+    assert over_tls.served_certificate() == repaired
+    assert "Traceback" not in "".join(service.raw_log)
+
+
 def test_a_worker_that_cannot_start_stops_the_renewal_and_the_former_ones_go_on(over_tls: OverTls) -> None:
     service = over_tls.service
     former, after = service.children(API), len(service.log)
