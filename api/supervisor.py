@@ -118,15 +118,15 @@ class Supervisor:
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler)
         _log.info("listening", url=self._settings.url, workers=self._settings.http.workers, model=self._settings.inference.model)
+        # One more name than there are workers: whoever is renewed lives beside its successor for a while, and each counts for itself.
+        *worker_names, spare_name = names = [f"api-{index}" for index in range(self._settings.http.workers + 1)]
+        limits = make_limit_memory(len(names))
         gpus = await self._gpus()
         runtime_dir = _make_runtime_dir()
         engine_configs = [self._engine_config(runtime_dir, index, gpu) for index, gpu in enumerate(gpus)]
         engine_names = [f"engine-{index}" for index in range(len(engine_configs))]
-        limits = make_limit_memory()
-        worker_config = self._worker_config([config["socket"] for config in engine_configs], limits)
-        # One more name than there are workers: whoever is renewed lives beside its successor for a while, and each counts for itself.
-        *worker_names, spare_name = [f"api-{index}" for index in range(self._settings.http.workers + 1)]
-        metrics_dir = make_metric_files([*engine_names, *worker_names, spare_name])
+        worker_config = self._worker_config([config["socket"] for config in engine_configs], names, limits)
+        metrics_dir = make_metric_files([*engine_names, *names])
         engines = [
             self._child(name, "api.engine_process", config, metrics_dir) for name, config in zip(engine_names, engine_configs, strict=True)
         ]
@@ -212,8 +212,14 @@ class Supervisor:
             "log": self._settings.log.model_dump(mode="json"),
         }
 
-    def _worker_config(self, engine_sockets: Sequence[str], limits: int) -> dict[str, Any]:
-        return {"settings": self._settings.dump(), "listener": self._listener.fileno(), "limits": limits, "engines": engine_sockets}
+    def _worker_config(self, engine_sockets: Sequence[str], names: Sequence[str], limits: int) -> dict[str, Any]:
+        return {
+            "settings": self._settings.dump(),
+            "listener": self._listener.fileno(),
+            "workers": names,
+            "limits": limits,
+            "engines": engine_sockets,
+        }
 
     async def _end(self, engines: Sequence[Child], workers: Sequence[Child], keepers: Mapping[Child, asyncio.Task[None]]) -> None:
         # Ours is the last copy: once the workers have closed theirs, the kernel refuses new connections by itself.

@@ -129,7 +129,9 @@ async def _serve(config: dict[str, Any]) -> None:
     await asyncio.to_thread(check_tls, settings.http)  # it was good when the service started, and may not be when this worker does
     pulse = Pulse(config["pulse"])
     metrics_dir = share_metrics(config["metrics_dir"], config["name"], planned=config["planned"])
-    engine_sockets, limits = [Path(path) for path in config["engines"]], SharedWindows(config["limits"])
+    engine_sockets = [Path(path) for path in config["engines"]]
+    limits = SharedWindows(config["limits"], worker=config["workers"].index(config["name"]), workers=len(config["workers"]))
+    os.close(config["limits"])
     async with _open_services(settings, config["name"], engine_sockets, limits, metrics_dir) as services:
         server = Server(
             create_app(services),
@@ -161,7 +163,7 @@ def _call_soon(loop: asyncio.AbstractEventLoop, server: Server) -> None:
 
 
 def main() -> None:
-    """Serve until SIGTERM or the supervisor's end; exit code 78 when the keys or the registry cannot be used at all, 1 for a certificate."""
+    """Serve until SIGTERM or the supervisor's end; exit code 78 when keys or registry cannot be used at all, 1 for a certificate."""
     allow_many_connections()
     return_large_blocks()
     # Until uvicorn takes over, a signal must not end a half-made worker with a stack trace.

@@ -163,7 +163,7 @@ async def _services(folder: Path) -> AsyncIterator[Services]:
     database = Database(database_url)
     await database.upgrade()
     await database.aclose()
-    limits = SharedWindows(make_limit_memory())
+    limits = SharedWindows(make_limit_memory(2), workers=2)  # a worker, and the place of the one that renews it
     async with _open_services(settings, "api-0", [], limits, None) as services:
         yield replace(services, engine=StubEngine(), decoder=StubDecoder())
 

@@ -51,8 +51,9 @@ class StorageHealth:
 class RateLimiter:
     """Takes units from quotas. The event loop is never blocked, and no request waits longer than `PENALTY_S` for Redis.
 
-    When Redis fails or is too slow, limits are counted locally at once, by all workers of this service together, until `run` finds Redis
-    well again. They go on from what Redis last told them of a key; of the rest, N replicas let up to N times the limit through meanwhile.
+    When Redis fails or is too slow, limits are counted locally at once, by all workers of this service that miss it together, until `run`
+    finds Redis well again. They go on from what Redis last told any of them of a key; beyond that each replica lets up to the limit
+    through once more.
 
     Args:
         local: the memory that all workers share.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import mmap
-import os
 import secrets
 import time
 from collections.abc import Callable
@@ -15,131 +13,132 @@ from typing import Final
 
 from security.rate_limits import Window
 
+PLACES: Final = 131_072
+"""For keys, in each worker's table: 4 MiB, as far as they are ever used."""
 _WAYS: Final = 8
-"""Keys whose hashes fall together; the ninth displaces the one that was silent for longest."""
-_TAG, _NUMBER, _COUNT, _PREVIOUS, _SEEN = (word * _WAYS for word in range(5))
-"""Where a set has its keys' words: the key's hash, the window counted, its count, the one before it's, and when it was last asked for."""
-_SET_WORDS: Final = 5 * _WAYS
+"""How many places a key may have in a table."""
+_WORDS: Final = 4
+"""Of a place: the key's tag, 0 where it is free; its current count and the previous one; when it was last asked for, in microseconds."""
+_TAG_BYTES: Final = 8
 _SECRET_BYTES: Final = 32
 _SECRET_WORDS: Final = _SECRET_BYTES // 8
-_TAG_BYTES: Final = 8
-
-MAX_KEYS: Final = 65_536
-"""In all windows together."""
-
-_KNOWN_PLACES: Final = 4096
-"""Of how many keys the place is remembered."""
-
-_LOCK_TRIES: Final = 200
-"""With the processor given away between them: a worker holds the lock for microseconds."""
+_KNOWN_KEYS: Final = 4096
+"""Of how many the tag is remembered."""
+_COUNT_BITS: Final = 32
+_COUNT_MASK: Final = (1 << _COUNT_BITS) - 1
+"""A count is one word with the second at which its window ends above it, so that nobody ever reads half of it."""
 
 
-def memory_bytes(max_keys: int = MAX_KEYS) -> int:
-    """How much memory the windows of so many keys need; what is never written to takes none."""
-    return _SECRET_BYTES + -(-max_keys // _WAYS) * _SET_WORDS * 8
+def memory_bytes(workers: int, places: int = PLACES) -> int:
+    """How much memory that many workers share; what is never written to takes none."""
+    return _SECRET_BYTES + -(-places // _WAYS) * workers * _WAYS * _WORDS * 8
 
 
 def prepare_memory(file: int) -> None:
-    """Write what new memory, all zeros, begins with: a secret of its own, so that nobody can choose keys that displace one another's."""
+    """Write what new memory, all zeros, begins with: a secret of its own, so that nobody can choose keys that displace certain others."""
     with mmap.mmap(file, 0) as memory:
         memory[:_SECRET_BYTES] = secrets.token_bytes(_SECRET_BYTES)
-
-
-class _Lock:
-    """One process at a time, unless another one stands still with it: nobody waits longer than a moment."""
-
-    def __init__(self, file: int) -> None:
-        self._file = file
-        self.held = False
-
-    def __enter__(self) -> None:
-        for _ in range(_LOCK_TRIES):
-            try:
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:  # another has it
-                os.sched_yield()
-            else:
-                self.held = True
-                return
-
-    def __exit__(self, *_: object) -> None:
-        if self.held:
-            self.held = False
-            fcntl.lockf(self._file, fcntl.LOCK_UN)
 
 
 class SharedWindows:
     """The sliding window counter of `limits`, as its scripts for Redis count it, for all processes that have the same memory.
 
     The library's own memory storage belongs to one process, walks all its keys on the event loop after every hit and keeps any number of
-    them: with 100,000 addresses each hit takes 58 ms. Here a key has one of few places, found by its hash. What is counted outlives the
-    worker that counted it.
+    them: with 100,000 addresses each hit takes 58 ms. Here each worker has a table, which it alone writes, and adds up what stands in all
+    of them: there is no lock, so nobody waits, and what is counted outlives the worker that counted it. A unit is written before all are
+    added up, and taken back where it was one too many: of two workers that want the last one at the same moment both may go without it,
+    but never both with it.
 
-    A lock of the file (`fcntl`) makes what one worker does visible to the others at once, and the kernel takes it from a worker that dies.
-    Nobody waits for one that stands still with it: after a moment a unit is taken without it, and may then be counted as another one is.
+    A key's hash says in which set of eight places it may be. Where all are taken, the key whose window ends first makes room, and of
+    several the one that was silent for longest.
 
     Args:
-        file: memory of `memory_bytes` as a file descriptor, prepared by `prepare_memory`; it stays the caller's.
+        file: memory of `memory_bytes` as a file descriptor, prepared by `prepare_memory`; it is not needed any more once this is made.
+        worker: whose table is written, from 0.
+        workers: how many there are.
         clock: seconds that never run backwards, the same in all processes.
     """
 
-    def __init__(self, file: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._lock = _Lock(file)
+    def __init__(self, file: int, *, worker: int = 0, workers: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         memory = mmap.mmap(file, 0)
         self._secret = memory[:_SECRET_BYTES]
         self._words = memoryview(memory).cast("Q")
-        self._sets = (len(self._words) - _SECRET_WORDS) // _SET_WORDS
-        self._place = lru_cache(_KNOWN_PLACES)(self._find_place)
+        # A set is four rows, of tags, of current counts, of previous ones and of times, with eight columns for each worker.
+        self._columns = workers * _WAYS
+        self._own = worker * _WAYS
+        self._sets = (len(self._words) - _SECRET_WORDS) // (self._columns * _WORDS)
+        self._place = lru_cache(_KNOWN_KEYS)(self._find_place)
 
     def take(self, key: str, limit: int, width_s: int, cost: int = 1) -> tuple[bool, Window]:
         """Take `cost` units unless that would be more than `limit` in `width_s` seconds, and read the window."""
         tag, start = self._place(key, width_s)
-        with self._lock:
-            now_s = self._clock()
-            number, elapsed_s = divmod(now_s, width_s)
-            way, previous, count = self._read(tag, start, int(number))
-            left_s = width_s - elapsed_s
-            admitted = floor(previous * left_s / width_s + count) + cost <= limit
-            if admitted:
-                count += cost
-            if count:
-                self._write(tag, start, way, (int(number), count, previous), now_s)
+        ends_s, left_s, now_us = self._now(width_s)
+        if cost:
+            self._add(tag, start, ends_s, now_us, cost)
+        previous, count = self._read(tag, start, ends_s, width_s, now_us)
+        admitted = floor(previous * left_s / width_s + count) <= limit
+        if cost and not admitted:
+            self._add(tag, start, ends_s, now_us, -cost)
+            count -= cost
         return admitted, Window(previous, left_s, count, left_s + width_s)
 
     def remember(self, key: str, width_s: int, used: int) -> None:
-        """Let `used` units of the window be taken, as another storage has counted them."""
+        """Let at least `used` units of the window be taken, as another storage has counted them."""
         tag, start = self._place(key, width_s)
-        with self._lock:
-            now_s = self._clock()
-            number, elapsed_s = divmod(now_s, width_s)
-            way, previous, _ = self._read(tag, start, int(number))
-            carried = floor(previous * (width_s - elapsed_s) / width_s)
-            self._write(tag, start, way, (int(number), max(0, used - carried), previous), now_s)
+        ends_s, left_s, now_us = self._now(width_s)
+        previous, count = self._read(tag, start, ends_s, width_s, now_us)
+        missing = used - floor(previous * left_s / width_s) - count
+        if missing > 0:
+            self._add(tag, start, ends_s, now_us, missing)
+
+    def _now(self, width_s: int) -> tuple[int, float, int]:
+        """When this window ends, how long that is from now, and now in microseconds."""
+        now_s = self._clock()
+        number, elapsed_s = divmod(now_s, width_s)
+        return (int(number) + 1) * width_s, width_s - elapsed_s, int(now_s * 1e6)
 
     def _find_place(self, key: str, width_s: int) -> tuple[int, int]:
         digest = blake2b(f"{width_s} {key}".encode("utf-8", "surrogatepass"), digest_size=_TAG_BYTES, key=self._secret).digest()
         tag = int.from_bytes(digest, "big") or 1  # 0 is a free place
-        return tag, _SECRET_WORDS + tag % self._sets * _SET_WORDS
+        return tag, _SECRET_WORDS + tag % self._sets * self._columns * _WORDS
 
-    def _read(self, tag: int, start: int, number: int) -> tuple[int | None, int, int]:
-        words = self._words
-        tags = words[start : start + _WAYS].tolist()
-        if tag not in tags:
-            return None, 0, 0
-        way = tags.index(tag)
-        at = start + way
-        held, count = words[at + _NUMBER], words[at + _COUNT]
-        if held == number:
-            return way, words[at + _PREVIOUS], count
-        return way, count if held == number - 1 else 0, 0
+    def _read(self, tag: int, start: int, ends_s: int, width_s: int, now_us: int) -> tuple[int, int]:
+        """The counts of the previous window and of this one, over all tables; none of them finds the key silent."""
+        words, columns = self._words, self._columns
+        tags = words[start : start + columns].tolist()
+        previous, count, column = 0, 0, -1
+        for _ in range(tags.count(tag)):
+            column = tags.index(tag, column + 1)
+            at = start + column
+            # In this order: when a window turns, its worker writes the previous count first.
+            newest, before = words[at + columns], words[at + 2 * columns]
+            words[at + 3 * columns] = now_us
+            if newest >> _COUNT_BITS == ends_s:
+                count += newest & _COUNT_MASK
+                newest = before
+            if newest >> _COUNT_BITS == ends_s - width_s:
+                previous += newest & _COUNT_MASK
+        return previous, count
 
-    def _write(self, tag: int, start: int, way: int | None, counts: tuple[int, int, int], now_s: float) -> None:
-        words = self._words
-        if way is None:
-            seen = words[start + _SEEN : start + _SEEN + _WAYS].tolist()
-            way = seen.index(min(seen))
-        at = start + way
-        words[at] = tag
-        words[at + _NUMBER], words[at + _COUNT], words[at + _PREVIOUS] = counts
-        words[at + _SEEN] = int(now_s * 1e6)
+    def _add(self, tag: int, start: int, ends_s: int, now_us: int, units: int) -> None:
+        """Change this worker's own count of a key."""
+        words, columns, first = self._words, self._columns, start + self._own
+        tags = words[first : first + _WAYS].tolist()
+        known = tag in tags
+        at = first + tags.index(tag) if known else self._make_room(first)
+        newest = words[at + columns]
+        if newest >> _COUNT_BITS != ends_s:
+            words[at + 2 * columns] = newest
+            newest = ends_s << _COUNT_BITS
+        words[at + columns] = newest + units
+        if not known:
+            words[at + 3 * columns] = now_us
+            words[at] = tag  # last: nobody takes another key's counts for this one's
+
+    def _make_room(self, first: int) -> int:
+        words, columns = self._words, self._columns
+        counts, times = (words[row : row + _WAYS].tolist() for row in (first + columns, first + 3 * columns))
+        _, _, at = min((count >> _COUNT_BITS, time_us, first + way) for way, (count, time_us) in enumerate(zip(counts, times, strict=True)))
+        words[at] = words[at + columns] = 0
+        return at

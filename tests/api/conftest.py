@@ -219,7 +219,7 @@ async def _services(settings: Settings, model: Model) -> AsyncIterator[tuple[Ser
     await revocations.refresh()
     decoder = DecodePool(max_pixels=settings.inference.max_pixels, processes=2, max_waiting=32)
     decoder.start()
-    limits = make_limit_memory()
+    limits = make_limit_memory(1)
     try:
         yield (
             Services(

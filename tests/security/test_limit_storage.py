@@ -168,15 +168,36 @@ async def test_who_loses_redis_goes_on_from_what_it_was_told(redis: RedisServer,
     await other.aclose()
 
 
+@pytest.fixture
+def workers(redis: RedisServer) -> Iterator[list[SharedWindows]]:
+    """Of two workers of one service."""
+    with limit_memory(2) as file:
+        yield [SharedWindows(file, worker=worker, workers=2) for worker in range(2)]
+
+
 async def test_112_workers_of_one_service_that_lose_redis_let_the_limit_through_once_together(
-    redis: RedisServer, rates: RateLimiter, windows: SharedWindows
+    redis: RedisServer, workers: list[SharedWindows]
 ) -> None:
-    other = RateLimiter(windows, redis.url)
+    one, other = (RateLimiter(windows, redis.url) for windows in workers)
+    await one.start()
     await other.start()
-    assert await admitted(rates, 3) == await admitted(other, 3) == 3
+    assert await admitted(one, 3) == await admitted(other, 3) == 3
     redis.stop()
-    assert await admitted(rates, 2) + await admitted(other, 25) + await admitted(rates, 1) == 4
+    assert await admitted(one, 2) + await admitted(other, 25) + await admitted(one, 1) == 4
+    await one.aclose()
     await other.aclose()
+
+
+async def test_112_a_worker_that_has_lost_redis_gets_no_unit_back_from_one_that_has_not(
+    redis: RedisServer, workers: list[SharedWindows]
+) -> None:
+    well, lost = RateLimiter(workers[0], redis.url), RateLimiter(workers[1], "redis://127.0.0.1:1")
+    await well.start()
+    await lost.start()
+    assert sum([await admitted(one, 1) for _ in range(50) for one in (well, lost)]) <= 20  # ten in Redis, ten here
+    assert not is_lost(well)
+    await well.aclose()
+    await lost.aclose()
 
 
 async def test_a_redis_that_is_lost_again_and_again_is_looked_for_less_often(redis: RedisServer, rates: RateLimiter) -> None:

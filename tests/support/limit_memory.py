@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from api.limit_memory import make_limit_memory
-from security.limit_windows import MAX_KEYS
+from security.limit_windows import PLACES
 
 
 @contextmanager
-def limit_memory(max_keys: int = MAX_KEYS) -> Iterator[int]:
+def limit_memory(workers: int = 1, places: int = PLACES) -> Iterator[int]:
     """A descriptor, closed at the end."""
-    file = make_limit_memory(max_keys)
+    file = make_limit_memory(workers, places)
     try:
         yield file
     finally:
