@@ -20,8 +20,9 @@ from rich.console import Console
 
 from api.children import ChildGaveUp
 from api.demo_view import CONTENT_TYPES, show_curl, show_prediction, show_step
+from api.http_settings import HttpSettings
 from api.prepare import prepare
-from api.settings import ConfigurationError, HttpSettings, LogSettings, Settings
+from api.settings import ConfigurationError, LogSettings, Settings
 from api.supervisor import Supervisor, bind
 from inference.settings import InferenceSettings
 from security.client_records import CreatedClient

@@ -14,8 +14,8 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
+from api.http_settings import HttpSettings
 from api.services import Lifecycle
-from api.settings import HttpSettings
 from api.wire import renderer
 from security.wire_guard import WireGuard, WireLimits
 from security.wire_protocol import LAST_CALL_S, guarded_protocol

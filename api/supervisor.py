@@ -16,9 +16,10 @@ from typing import Any, Final
 import structlog
 
 from api.children import Child, ChildGaveUp
+from api.http_settings import HttpSettings
 from api.limit_memory import make_limit_memory
 from api.metric_files import forget_gauges, make_metric_files, remove_metric_files
-from api.settings import ConfigurationError, HttpSettings, Settings
+from api.settings import ConfigurationError, Settings
 from api.tls import check_tls
 from inference.gpus import Gpu, gpus_for_engines
 from inference.settings import InferenceSettings

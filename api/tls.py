@@ -9,7 +9,8 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from api.settings import ConfigurationError, HttpSettings
+from api.http_settings import HttpSettings
+from api.settings import ConfigurationError
 
 _CERT: Final = "LENSGATE_HTTP__TLS_CERT"
 _KEY: Final = "LENSGATE_HTTP__TLS_KEY"

@@ -24,10 +24,11 @@ from PIL import Image
 from pydantic import SecretStr
 
 from api.app import create_app
+from api.http_settings import HttpSettings
 from api.limit_memory import make_limit_memory
 from api.log import configure_logging
 from api.services import Services
-from api.settings import HttpSettings, Settings
+from api.settings import Settings
 from inference.decoding.pool import DecodePool
 from inference.types import ClassScore, EngineStatus, ModelInfo, Pixels, Prediction, Preprocessing
 from security.client_records import CreatedClient

@@ -18,9 +18,9 @@ import uvloop
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
+from api.http_settings import HttpSettings
 from api.server import Server, allow_many_connections
 from api.services import Lifecycle
-from api.settings import HttpSettings
 from support.raw_http import RawConnection
 
 WAIT_S = 10.0

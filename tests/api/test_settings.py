@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from api.cli import app
 from api.effective_settings import effective
-from api.settings import ConfigurationError, HttpSettings, LogSettings, Settings, load_settings
+from api.http_settings import HttpSettings
+from api.settings import ConfigurationError, LogSettings, Settings, load_settings
 from inference.settings import InferenceSettings
 from security.settings import SecuritySettings
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from api.settings import ConfigurationError, HttpSettings
+from api.http_settings import HttpSettings
+from api.settings import ConfigurationError
 from api.tls import check_tls
 
 

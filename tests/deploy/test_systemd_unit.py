@@ -3,7 +3,7 @@ from __future__ import annotations
 from configparser import RawConfigParser
 from pathlib import Path
 
-from api.settings import HttpSettings
+from api.http_settings import HttpSettings
 
 UNIT = Path(__file__).parents[2] / "deploy" / "lensgate.service"
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from api.settings import HttpSettings
+from api.http_settings import HttpSettings
 from security.settings import SecuritySettings
 from support.service import PACKAGED, Service
 
