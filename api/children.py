@@ -74,6 +74,8 @@ class Child:
         """More than one while it is renewed."""
         self._deaths_s: deque[float] = deque(maxlen=_MAX_DEATHS)
         self._stop = asyncio.Event()
+        self._naming = asyncio.Lock()
+        """While one is started, or takes another's place: no two processes ever have one name."""
 
     async def keep(self) -> None:
         """Run the process, and run it again when it dies, until `stop`.
@@ -83,10 +85,8 @@ class Child:
         """
         try:
             while not self._stop.is_set():
-                process = self._current or await self._start(self.name)
-                self._current = self._current or process
-                if process is not self._current:  # it was renewed while another one was being started
-                    process.send_signal(signal.SIGKILL)
+                async with self._naming:
+                    process = self._current = self._current or await self._start(self.name)
                 await asyncio.wait({process.ended})
                 if process is self._current and not self._stop.is_set():
                     self._current = None
@@ -108,7 +108,8 @@ class Child:
             False when the new one ended before it served. The former one then goes on.
         """
         try:
-            fresh = await self._start(name, planned=True)
+            async with self._naming:
+                fresh = await self._start(name, planned=True)
         except OSError:
             _log.exception("child_not_renewed", child=self.name)
             return False
@@ -118,7 +119,8 @@ class Child:
         if fresh.ended.done():
             _log.error("child_not_renewed", child=self.name, exit_code=fresh.ended.result())
             return False
-        former, self._current, self.name = self._current, fresh, name
+        async with self._naming:
+            former, self._current, self.name = self._current, fresh, name
         if former is not None:
             await former.end(signal.SIGHUP, grace_s)
             _log.info("child_renewed", child=name, former=former.name)

@@ -14,6 +14,7 @@ import pytest
 import structlog
 
 from api import children
+from api.child_process import ChildProcess
 from api.children import EXIT_CONFIGURATION, Child, ChildGaveUp
 
 Write = Callable[[str], None]
@@ -173,6 +174,34 @@ async def test_a_child_is_renewed_as_soon_as_its_successor_serves_and_not_before
     child.stop()
     await asyncio.wait_for(keeper, 60)
     assert not psutil.pid_exists(third)
+
+
+async def test_no_name_is_free_while_another_process_with_it_is_being_started(write_module: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "_BACK_OFF_MIN_S", 0.0)
+    write_module(SERVES)
+    pids: asyncio.Queue[int] = asyncio.Queue()
+    child = make_child(pids)
+    keeper = asyncio.create_task(child.keep())
+    first = await asyncio.wait_for(pids.get(), 60)
+    start, being_started, go_on = child._start, asyncio.Event(), asyncio.Event()
+
+    async def start_slowly(name: str, *, planned: bool = False) -> ChildProcess:
+        process = await start(name, planned=planned)
+        if not being_started.is_set():
+            being_started.set()
+            await go_on.wait()
+        return process
+
+    monkeypatch.setattr(child, "_start", start_slowly)
+    psutil.Process(first).kill()
+    await asyncio.wait_for(being_started.wait(), 60)
+    renewal = asyncio.create_task(child.renew("other", grace_s=30))
+    await asyncio.wait({renewal}, timeout=1)  # longer than a successor takes to serve
+    go_on.set()
+    assert await asyncio.wait_for(renewal, 60)
+    assert [process.name for process in child._living] == ["other"]
+    child.stop()
+    await asyncio.wait_for(keeper, 60)
 
 
 async def test_a_successor_that_cannot_serve_leaves_the_former_one_in_its_place(write_module: Write) -> None:

@@ -110,7 +110,7 @@ def test_a_flood_of_keys_takes_no_more_than_its_room_and_spares_who_is_busy(cloc
         windows = SharedWindows(file, clock=clock)
         assert taken(windows, 10, key="busy") == 10
         for number in range(5000):
-            clock.now_s += 1e-5
+            clock.now_s += 0.002
             taken(windows, 1, key=f"flood {number}")
             assert taken(windows, 1, key="busy") == 0
         assert os.fstat(file).st_size == room_bytes
@@ -154,6 +154,31 @@ def test_short_windows_never_make_a_long_one_be_forgotten(clock: Clock) -> None:
             clock.now_s += 20
             taken(windows, 1, key=str(number))
         assert taken(windows, 1, key="of a day", width_s=86_400) == 0
+
+
+def test_short_windows_never_make_a_long_one_be_forgotten_that_has_turned(clock: Clock) -> None:
+    with limit_memory(places=8) as file:
+        windows = SharedWindows(file, clock=clock)
+        clock.now_s = 86_400.0
+        assert taken(windows, 100, limit=100, key="of a day", width_s=86_400) == 100
+        clock.now_s = 2 * 86_400.0
+        for number in range(200):
+            clock.now_s += 20
+            taken(windows, 1, key=str(number))
+        assert windows.take("of a day", 100, 86_400, 0)[1].previous_count == 100
+        assert taken(windows, 100, limit=100, key="of a day", width_s=86_400) == 5
+
+
+def test_what_weighs_no_more_makes_room_before_what_does(clock: Clock) -> None:
+    with limit_memory(places=8) as file:
+        windows = SharedWindows(file, clock=clock)
+        taken(windows, 1, key="of a minute")
+        clock.now_s = 1145.0  # its counts weighed until 1080, and the hour's until 7200
+        for key in "abcdefg":
+            taken(windows, 1, key=key)
+            clock.now_s += 0.5
+        taken(windows, 1, key="h")
+        assert [windows.take(key, 10, 60, 0)[1].current_count for key in "abcdefgh"] == [1] * 8
 
 
 def test_what_is_refused_is_not_silent(clock: Clock) -> None:
@@ -333,6 +358,32 @@ def test_what_all_workers_counted_weighs_in_the_next_window(shared_file: int, cl
     for one in workers:
         assert one.take("k", 10, 60, 0) == (True, (10, 30.0, 2, 90.0))
     assert sum(taken(one, 9) for one in workers) == 3
+
+
+def test_a_worker_whose_clock_is_behind_a_turn_counts_in_the_window_of_the_others(shared_file: int) -> None:
+    moments = {"ahead": 1019.0, "behind": 1019.99}
+    ahead, behind = worker(shared_file, 0, lambda: moments["ahead"]), worker(shared_file, 1, lambda: moments["behind"])
+    assert taken(ahead, 10) == 10
+    moments["ahead"] = 1020.01
+    assert ahead.take("k", 10, 60, 1)[0]  # 9.998 still weigh
+    assert behind.take("k", 10, 60, 1) == (False, (10, 60.0, 1, 120.0))
+    assert behind.take("k", 10, 60, 0) == (False, (10, 60.0, 1, 120.0))
+    behind.remember("k", 60, 500)
+    assert ahead.take("k", 12, 60, 1)[1][::2] == (10, 2)
+
+
+def test_a_worker_whose_clock_is_behind_sees_what_others_began_to_count_after_the_turn(shared_file: int) -> None:
+    assert taken(worker(shared_file, 0, lambda: 1020.01), 10) == 10
+    assert worker(shared_file, 1, lambda: 1019.99).take("k", 10, 60, 1) == (False, (0, 60.0, 10, 120.0))
+
+
+def test_a_worker_that_is_amid_a_turn_loses_no_count_for_another(shared_file: int) -> None:
+    turning, other = (worker(shared_file, number, lambda: 1019.0) for number in range(2))
+    assert taken(turning, 10) == 10
+    words, columns = turning._words, turning._columns
+    (at,) = (at for at in range(len(words)) if words[at] == turning._place("k", 60)[0])
+    words[at + 2 * columns] = words[at + columns]  # it has written the previous count, and the present one not yet
+    assert other.take("k", 10, 60, 1) == (False, (10, 60.0, 0, 120.0))
 
 
 def test_a_worker_that_is_halted_holds_nobody_up(shared_file: int) -> None:
