@@ -74,9 +74,10 @@ def serve() -> None:
     """
     import structlog
 
+    from api.listener import bind
     from api.log import configure_logging
     from api.prepare import prepare
-    from api.supervisor import Supervisor, bind
+    from api.supervisor import Supervisor
 
     settings = load_settings()
     configure_logging(settings.log.level, settings.log.format, process="supervisor")

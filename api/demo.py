@@ -21,9 +21,10 @@ from rich.console import Console
 from api.children import ChildGaveUp
 from api.demo_view import CONTENT_TYPES, show_curl, show_prediction, show_step
 from api.http_settings import HttpSettings
+from api.listener import bind
 from api.prepare import prepare
 from api.settings import ConfigurationError, LogSettings, Settings
-from api.supervisor import Supervisor, bind
+from api.supervisor import Supervisor
 from inference.settings import InferenceSettings
 from security.client_records import CreatedClient
 from security.clients import ClientRegistry

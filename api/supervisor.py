@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import shutil
 import signal
@@ -16,7 +15,6 @@ from typing import Any, Final
 import structlog
 
 from api.children import Child, ChildGaveUp
-from api.http_settings import HttpSettings
 from api.limit_memory import make_limit_memory
 from api.metric_files import forget_gauges, make_metric_files, remove_metric_files
 from api.settings import ConfigurationError, Settings
@@ -26,43 +24,10 @@ from inference.settings import InferenceSettings
 
 _ENGINE_STOP_S: Final = 2.0
 """What is kept of the grace period for the engine to end, after the API workers have."""
-_BACKLOG: Final = 2048
 _UNIX_PATH_MAX_BYTES: Final = 100
 """`sun_path` holds 108 bytes on Linux and 104 on macOS."""
 
 _log: Final = structlog.get_logger()
-
-
-def bind(http: HttpSettings, *, port_name: str = "LENSGATE_HTTP__PORT") -> socket.socket:
-    """Take the port, before anything is started, so that a taken one is one clear line and nothing half-started.
-
-    Args:
-        http: the settings.
-        port_name: what people set the port by.
-
-    Raises:
-        ConfigurationError: the address does not exist, is taken, or needs privileges.
-    """
-    where = f"{http.host} port {http.port}"
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(http.host, http.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ConfigurationError(f"cannot listen on {where}: no such address") from error
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(http.host != "::"))
-        listener.bind(address)
-        # From now on callers wait in the backlog for the first worker, instead of being refused.
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigurationError(f"cannot listen on {where}: it is taken by another program ({port_name})") from error
-        raise ConfigurationError(f"cannot listen on {where}: {os.strerror(error.errno or 0).lower()}") from error
-    listener.set_inheritable(True)
-    return listener
 
 
 class Supervisor:
