@@ -12,7 +12,7 @@ def sealed_memory(name: str, size_bytes: int) -> int:
 
     Args:
         name: for people who look at `/proc/<pid>/maps`.
-        size_bytes: pages that are never written to take no memory.
+        size_bytes: a page takes no memory until it is first written to or read.
 
     Raises:
         OSError: the system has no room for it.

@@ -79,9 +79,7 @@ class SharedWindows:
         tag, start = self._place(key, width_s)
         now_s = self._clock()
         while True:
-            number, elapsed_s = divmod(now_s, width_s)
-            left_s, ends_s = width_s - elapsed_s, (int(number) + 1) * width_s
-            seen = int(now_s * 1e3) << _WIDTH_BITS | width_s
+            ends_s, left_s, seen = _moment(now_s, width_s)
             if cost:
                 self._add(tag, start, ends_s, seen, cost)
             previous, count, latest_ends_s = self._read(tag, start, ends_s, width_s, seen)
@@ -96,12 +94,9 @@ class SharedWindows:
     def remember(self, key: str, width_s: int, used: int) -> None:
         """Let at least `used` units of the window be taken, as another storage has counted them."""
         tag, start = self._place(key, width_s)
-        now_s = self._clock()
-        number, elapsed_s = divmod(now_s, width_s)
-        ends_s = (int(number) + 1) * width_s
-        seen = int(now_s * 1e3) << _WIDTH_BITS | width_s
+        ends_s, left_s, seen = _moment(self._clock(), width_s)
         previous, count, latest_ends_s = self._read(tag, start, ends_s, width_s, seen)
-        missing = used - floor(previous * (width_s - elapsed_s) / width_s) - count
+        missing = used - floor(previous * left_s / width_s) - count
         if missing > 0 and latest_ends_s == ends_s:  # else it was the window before, and the next answer tells more
             self._add(tag, start, ends_s, seen, missing)
 
@@ -158,3 +153,9 @@ class SharedWindows:
         at = min(range(first, first + _WAYS), key=rank)
         words[at] = words[at + columns] = 0
         return at
+
+
+def _moment(now_s: float, width_s: int) -> tuple[int, float, int]:
+    """When the window ends that this moment is in, in how many seconds that is, and the word for a key that is asked for now."""
+    number, elapsed_s = divmod(now_s, width_s)
+    return (int(number) + 1) * width_s, width_s - elapsed_s, int(now_s * 1e3) << _WIDTH_BITS | width_s

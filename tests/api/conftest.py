@@ -6,7 +6,6 @@ import asyncio
 import io
 import json
 import logging
-import os
 import socket
 import threading
 from collections import deque
@@ -25,7 +24,6 @@ from pydantic import SecretStr
 
 from api.app import create_app
 from api.http_settings import HttpSettings
-from api.limit_memory import make_limit_memory
 from api.log import configure_logging
 from api.services import Services
 from api.settings import Settings
@@ -41,6 +39,7 @@ from security.limit_windows import SharedWindows
 from security.revocation import RevocationView
 from security.settings import SecuritySettings
 from security.tokens import TokenIssuer, TokenVerifier
+from support.limit_memory import limit_memory
 
 COLOURS = ("red", "green", "blue")
 WAIT_S = 10.0
@@ -220,7 +219,8 @@ async def _services(settings: Settings, model: Model) -> AsyncIterator[tuple[Ser
     await revocations.refresh()
     decoder = DecodePool(max_pixels=settings.inference.max_pixels, processes=2, max_waiting=32)
     decoder.start()
-    limits = make_limit_memory(1)
+    with limit_memory() as file:
+        windows = SharedWindows(file)
     try:
         yield (
             Services(
@@ -232,12 +232,11 @@ async def _services(settings: Settings, model: Model) -> AsyncIterator[tuple[Ser
                 revocations=revocations,
                 keys=keys,
                 decoder=decoder,
-                rates=RateLimiter(SharedWindows(limits)),
+                rates=RateLimiter(windows),
             ),
             clients,
         )
     finally:
-        os.close(limits)
         await decoder.aclose()
         await database.aclose()
 
