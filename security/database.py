@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +23,8 @@ POSTGRESQL: Final = "postgresql+asyncpg"
 _POOL_SIZE: Final = 5
 _WAIT_S: Final = 5
 """For a connection, a lock or an answer: longer than that, the registry counts as unavailable."""
+_PRIMARY_CODE: Final = 0xFF
+"""The part of SQLite's result codes that says what kind of failure it is (sqlite.org/rescode.html)."""
 _UPGRADE_LOCK: Final = 0x4C656E73
 """Any number that nobody else uses as a PostgreSQL advisory lock: `Lens` in ASCII."""
 _WRITES: Final = "lensgate_writes"
@@ -205,8 +209,17 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 -
     """WAL lets readers go on while one writes; SQLite checks foreign keys only when asked."""
     connection.isolation_level = None  # transactions are begun below, not by the driver, which would begin them too late
     cursor = connection.cursor()
-    for pragma in ("journal_mode = WAL", "synchronous = NORMAL", f"busy_timeout = {_WAIT_S * 1000}", "foreign_keys = ON"):
+    for pragma in (f"busy_timeout = {_WAIT_S * 1000}", "synchronous = NORMAL", "foreign_keys = ON"):
         cursor.execute(f"PRAGMA {pragma}")
+    until_s = time.monotonic() + _WAIT_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError as error:
+            # The first time it changes the file, and does not wait for another process that does the same, as all else here would.
+            if error.sqlite_errorcode & _PRIMARY_CODE != sqlite3.SQLITE_BUSY or time.monotonic() > until_s:
+                raise
     cursor.close()
 
 

@@ -62,6 +62,11 @@ async def test_several_that_upgrade_at_once_all_succeed(database_url: str) -> No
     await asyncio.gather(*(upgrade(database_url) for _ in range(4)))
 
 
+async def test_many_new_sqlite_files_that_several_make_at_once_are_all_made(tmp_path: Path) -> None:
+    for number in range(30):  # changing a new file to WAL waits for nobody by itself, which is met now and then
+        await asyncio.gather(*(upgrade(f"sqlite+aiosqlite:///{tmp_path}/{number}.db") for _ in range(4)))
+
+
 async def test_a_migration_that_is_undone_leaves_an_empty_database(database: Database) -> None:
     async with database.session(writes=True) as session:
         connection = await session.connection()
