@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import resource
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
 
@@ -14,6 +13,8 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
+from api.acceptor import Acceptor
+from api.connection_counts import ConnectionCounts
 from api.http_settings import HttpSettings
 from api.services import Lifecycle
 from api.wire import renderer
@@ -36,6 +37,8 @@ class Server(uvicorn.Server):
         app: what it serves.
         http: the settings.
         lifecycle: what it tells the routes about itself.
+        counts: how many connections each worker of the service has.
+        worker: which of them this is.
         on_started: called once connections are accepted.
         on_refused: called with a code for everything that the wire guard refuses.
     """
@@ -46,6 +49,8 @@ class Server(uvicorn.Server):
         http: HttpSettings,
         lifecycle: Lifecycle,
         *,
+        counts: ConnectionCounts,
+        worker: int,
         on_started: Callable[[], None] = lambda: None,
         on_refused: Callable[[str], None] | None = None,
     ) -> None:
@@ -57,7 +62,7 @@ class Server(uvicorn.Server):
             drain_s=drain_s,
             crowd=_crowd(),
         )
-        self._guard = WireGuard(limits, renderer(over_tls=http.tls_cert is not None), on_refused)
+        self._guard = WireGuard(limits, renderer(over_tls=http.tls_cert is not None), on_refused, self._count)
         super().__init__(
             uvicorn.Config(
                 app,
@@ -76,6 +81,9 @@ class Server(uvicorn.Server):
             )
         )
         self._lifecycle = lifecycle
+        self._counts = counts
+        self._worker = worker
+        self._acceptor: Acceptor | None = None
         self._on_started = on_started
         self._drain_pause_s = http.drain_pause_s
         self._handshake_timeout_s = http.header_timeout_s
@@ -83,43 +91,40 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Open the port, and say so.
 
-        Not uvicorn's own, which leaves a client a minute for its TLS handshake.
+        Not uvicorn's own, which takes whatever comes, and leaves a client a minute for its TLS handshake.
         """
         assert sockets is not None
         await self.lifespan.startup()
-        create_server = asyncio.get_running_loop().create_server
-        self.servers = [await create_server(self._protocol, sock=one, backlog=self.config.backlog, **self._tls()) for one in sockets]
+        (listener,) = sockets
+        self.servers = []
+        self._acceptor = Acceptor(listener, self._counts, self._worker, self._connect)
         self.started = True
         _log.info("worker_serving")
         self._on_started()
+
+    async def _connect(self, connection: socket.socket) -> None:
+        tls: dict[str, Any] = {}
+        if self.config.ssl is not None:
+            tls = {"ssl": self.config.ssl, "ssl_handshake_timeout": self._handshake_timeout_s}
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection, **tls)
+        except OSError:  # a TLS handshake that failed, or took too long
+            self._count(-1)
 
     def _protocol(self) -> asyncio.Protocol:
         make: Any = self.config.http_protocol_class
         protocol: asyncio.Protocol = make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
         return protocol
 
-    def _tls(self) -> dict[str, Any]:
-        return {} if self.config.ssl is None else {"ssl": self.config.ssl, "ssl_handshake_timeout": self._handshake_timeout_s}
+    def _count(self, change: int) -> None:
+        assert self._acceptor is not None
+        self._acceptor.count(change)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take what has connected already, close the port, and serve what is complete."""
-        # The kernel resets what has connected but was never accepted: requests that their clients have sent in good faith.
-        connect = asyncio.get_running_loop().connect_accepted_socket
-        waiting = [connect(self._protocol, one, **self._tls()) for listener in sockets or () for one in self._accept(listener)]
-        for server in self.servers:
-            server.close()
-        for listener in sockets or ():
-            listener.close()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), LAST_CALL_S)
+        if self._acceptor is not None:
+            await self._acceptor.close(LAST_CALL_S)
         await super().shutdown(sockets)
-
-    def _accept(self, listener: socket.socket) -> Iterator[socket.socket]:
-        for _ in range(self.config.backlog):
-            try:
-                yield listener.accept()[0]
-            except OSError:  # there are no more
-                return
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: drain. Second: end at once. Runs inside a signal handler."""

@@ -8,17 +8,18 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
 from api.children import Child, ChildGaveUp
-from api.limit_memory import make_limit_memory
+from api.connection_counts import ConnectionCounts
 from api.metric_files import forget_gauges, make_metric_files, remove_metric_files
 from api.settings import ConfigurationError, Settings
 from api.tls import check_tls
+from api.worker_memory import make_connection_memory, make_limit_memory
 from inference.gpus import Gpu, gpus_for_engines
 from inference.settings import InferenceSettings
 
@@ -87,17 +88,22 @@ class Supervisor:
         # One more name than there are workers: whoever is renewed lives beside its successor for a while, and each counts for itself.
         *worker_names, spare_name = names = [f"api-{index}" for index in range(self._settings.http.workers + 1)]
         limits = make_limit_memory(len(names))
+        connections = make_connection_memory(len(names))
         gpus = await self._gpus()
         runtime_dir = _make_runtime_dir()
         engine_configs = [self._engine_config(runtime_dir, index, gpu) for index, gpu in enumerate(gpus)]
         engine_names = [f"engine-{index}" for index in range(len(engine_configs))]
-        worker_config = self._worker_config([config["socket"] for config in engine_configs], names, limits)
+        worker_config = self._worker_config([config["socket"] for config in engine_configs], names, limits, connections)
+        counts = ConnectionCounts(connections)
         metrics_dir = make_metric_files([*engine_names, *names])
         engines = [
             self._child(name, "api.engine_process", config, metrics_dir) for name, config in zip(engine_names, engine_configs, strict=True)
         ]
-        inherited = (self._listener.fileno(), limits)
-        workers = [self._child(name, "api.worker_process", worker_config, metrics_dir, inherited) for name in worker_names]
+        inherited = (self._listener.fileno(), limits, connections)
+        workers = [
+            self._child(name, "api.worker_process", worker_config, metrics_dir, inherited, lambda name: counts.close(names.index(name)))
+            for name in worker_names
+        ]
         keepers = {child: asyncio.create_task(child.keep(), name=child.name) for child in (*engines, *workers)}
         stop = asyncio.create_task(self._stop_requested.wait())
         renewal = asyncio.create_task(self._renew(workers, spare_name))
@@ -113,6 +119,7 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(renewal, *keepers.values(), return_exceptions=True)
             os.close(limits)
+            os.close(connections)
             shutil.rmtree(runtime_dir, ignore_errors=True)
             remove_metric_files(metrics_dir)
             for number in handlers:
@@ -158,7 +165,20 @@ class Supervisor:
             for cause in causes:
                 _log.error("engine_given_up", reason=str(cause), engines_left=len(engines & running))
 
-    def _child(self, name: str, module: str, config: Mapping[str, Any], metrics_dir: Path | None, pass_fds: Sequence[int] = ()) -> Child:
+    def _child(
+        self,
+        name: str,
+        module: str,
+        config: Mapping[str, Any],
+        metrics_dir: Path | None,
+        pass_fds: Sequence[int] = (),
+        on_end: Callable[[str], None] = lambda _: None,
+    ) -> Child:
+        def end(name: str) -> None:
+            on_end(name)
+            if metrics_dir is not None:
+                forget_gauges(metrics_dir, name)
+
         return Child(
             name,
             module,
@@ -166,7 +186,7 @@ class Supervisor:
             stuck_after_s=self._settings.inference.stuck_after_s,
             pass_fds=pass_fds,
             output=self._output,
-            on_end=lambda name: None if metrics_dir is None else forget_gauges(metrics_dir, name),
+            on_end=end,
         )
 
     def _engine_config(self, runtime_dir: Path, index: int, gpu: Gpu | None) -> dict[str, Any]:
@@ -178,12 +198,13 @@ class Supervisor:
             "log": self._settings.log.model_dump(mode="json"),
         }
 
-    def _worker_config(self, engine_sockets: Sequence[str], names: Sequence[str], limits: int) -> dict[str, Any]:
+    def _worker_config(self, engine_sockets: Sequence[str], names: Sequence[str], limits: int, connections: int) -> dict[str, Any]:
         return {
             "settings": self._settings.dump(),
             "listener": self._listener.fileno(),
             "workers": names,
             "limits": limits,
+            "connections": connections,
             "engines": engine_sockets,
         }
 

@@ -20,6 +20,7 @@ import uvloop
 from api.app import create_app
 from api.child_config import read_config, when_supervisor_dies
 from api.children import EXIT_CONFIGURATION
+from api.connection_counts import ConnectionCounts
 from api.credential_metrics import CredentialMetrics
 from api.log import configure_logging
 from api.log_writer import standard_output
@@ -119,7 +120,7 @@ async def _open_services(
 
 
 def _decoders(workers: int) -> int:
-    """How many decoders each worker has: twice its share of the cores, because connections do not spread evenly over the workers."""
+    """How many decoders each worker has: twice its share of the cores, because clients do not keep all workers equally busy."""
     cores = usable_cores()
     return min(cores, math.ceil(2 * cores / workers))
 
@@ -130,13 +131,18 @@ async def _serve(config: dict[str, Any]) -> None:
     pulse = Pulse(config["pulse"])
     metrics_dir = share_metrics(config["metrics_dir"], config["name"], planned=config["planned"])
     engine_sockets = [Path(path) for path in config["engines"]]
-    limits = SharedWindows(config["limits"], worker=config["workers"].index(config["name"]), workers=len(config["workers"]))
+    worker = config["workers"].index(config["name"])
+    limits = SharedWindows(config["limits"], worker=worker, workers=len(config["workers"]))
+    counts = ConnectionCounts(config["connections"])
     os.close(config["limits"])
+    os.close(config["connections"])
     async with _open_services(settings, config["name"], engine_sockets, limits, metrics_dir) as services:
         server = Server(
             create_app(services),
             settings.http,
             services.lifecycle,
+            counts=counts,
+            worker=worker,
             on_started=lambda: pulse.beat(serving=True),
             on_refused=services.metrics.refused,
         )

@@ -34,12 +34,12 @@ from starlette.types import Message, Scope
 
 from api.app import create_app
 from api.http_settings import HttpSettings
-from api.limit_memory import make_limit_memory
 from api.log import configure_logging
 from api.record import RECORD_KEY, RequestRecord
 from api.services import Services
 from api.settings import Settings
 from api.trace_context import continue_trace
+from api.worker_memory import make_limit_memory
 from api.worker_process import _open_services
 from benchmarks.machine import describe_machine
 from inference.decoding.pool import Decoded, DecodePool

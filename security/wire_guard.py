@@ -93,6 +93,9 @@ class Connection(Protocol):
     def check(self, now_s: float) -> None:
         """End what has had its time."""
 
+    def has_idled(self, now_s: float) -> bool:
+        """Whether it has been between two requests for so long that it is no work to speak of."""
+
     def answer_last(self) -> None:
         """Close after the answer that is being waited for, if there is one."""
 
@@ -105,13 +108,23 @@ class WireGuard:
         render: makes the answers.
         on_refused: called with a code for every refusal, for metrics: a problem's code, or `silent` or `unread` for a connection that is
             closed without an answer because nothing was sent or nothing is read.
+        on_change: called with how many connections more or less there are: some have ended, or have been idle for long, or no longer.
     """
 
-    def __init__(self, limits: WireLimits, render: Render, on_refused: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        limits: WireLimits,
+        render: Render,
+        on_refused: Callable[[str], None] | None = None,
+        on_change: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self.limits = limits
         self._render = render
         self._on_refused = on_refused
+        self._on_change = on_change
         self._connections: set[Connection] = set()
+        self._idle: set[Connection] = set()
+        """Those that have been idle for long, when the sweep last looked."""
         self.draining = False
         """True once every answer is its connection's last."""
         self._next_sweep: asyncio.TimerHandle | None = None
@@ -136,6 +149,10 @@ class WireGuard:
     def forget(self, connection: Connection) -> None:
         """The connection is gone."""
         self._connections.discard(connection)
+        if connection in self._idle:
+            self._idle.discard(connection)
+        else:
+            self._on_change(-1)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         self._next_sweep = loop.call_later(SWEEP_S, self._sweep, loop) if self._connections else None
@@ -143,6 +160,9 @@ class WireGuard:
         due_s = loop.time() + SWEEP_S
         for connection in tuple(self._connections):
             connection.check(due_s)
+        idle = {connection for connection in self._connections if connection.has_idled(due_s)}
+        self._on_change(len(self._idle) - len(idle))
+        self._idle = idle
 
     def refuse(self, refusal: WireRefusal, target: bytes, headers: Sequence[tuple[bytes, bytes]], client_address: str | None) -> Answer:
         """Log and count a refusal.

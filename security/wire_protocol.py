@@ -18,8 +18,8 @@ LINGER_S: Final = 2.0
 for the peer's goodbye, which pooled clients that do not read never say."""
 LAST_CALL_S: Final = 1.0
 """On shutdown: how long an idle connection is still read, for the request that was on its way when the signal came."""
-
-
+_IDLE_S: Final = 5.0
+"""Between two requests of a client that is at work there is less."""
 _DRAIN_SHARES: Final = {
     Phase.IDLE: 0.8,
     Phase.HEAD: 0.8,
@@ -118,6 +118,10 @@ class GuardedProtocol(BoundedProtocol):
             self._deadline_s = now_s + self.guard.limits.body_timeout_s
         if now_s >= min(self._deadline_s, self._drain_deadline_s(), self._crowd_deadline_s()):
             self._expire(now_s)
+
+    def has_idled(self, now_s: float) -> bool:
+        """Whether it has been between two requests for some seconds."""
+        return self.phase is Phase.IDLE and now_s - self._entered_s >= _IDLE_S
 
     def _check_writing(self, now_s: float) -> None:
         waiting_bytes = self._wire.get_write_buffer_size()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import resource
 import signal
 import socket
@@ -18,9 +19,11 @@ import uvloop
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
+from api.connection_counts import ConnectionCounts
 from api.http_settings import HttpSettings
 from api.server import Server, allow_many_connections
 from api.services import Lifecycle
+from api.worker_memory import make_connection_memory
 from support.raw_http import RawConnection
 
 WAIT_S = 10.0
@@ -35,10 +38,24 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     await PlainTextResponse("here")(scope, receive, send)
 
 
+def make_server(http: HttpSettings) -> Server:
+    file = make_connection_memory(1)
+    try:
+        return Server(app, http, Lifecycle(), counts=ConnectionCounts(file), worker=0)
+    finally:
+        os.close(file)
+
+
+def call(server: Server, function: Callable[..., object], *arguments: object) -> None:
+    """Call it in the server's event loop."""
+    assert server._acceptor is not None
+    server._acceptor._loop.call_soon_threadsafe(function, *arguments)
+
+
 @contextlib.contextmanager
 def running(http: HttpSettings) -> Iterator[tuple[Server, str]]:
     listener = socket.create_server(("127.0.0.1", 0))
-    server = Server(app, http, Lifecycle())
+    server = make_server(http)
     thread = threading.Thread(target=lambda: uvloop.run(server.serve([listener])))
     thread.start()
     try:
@@ -84,8 +101,7 @@ def test_while_it_drains_every_answer_is_its_connections_last() -> None:
         idle.request("GET", "/")
         assert "connection" not in idle.answer().headers
         busy.request("POST", "/upload", "Content-Length: 1")
-        loop = server.servers[0].get_loop()
-        loop.call_soon_threadsafe(server.handle_exit, signal.SIGTERM, None)
+        call(server, server.handle_exit, signal.SIGTERM, None)
         wait_until(lambda: server._guard.draining)
         with RawConnection(url) as late:  # the port is still open
             for connection in (idle, late):
@@ -101,8 +117,7 @@ def test_one_that_retires_says_nothing_of_draining_and_closes_its_port() -> None
     with running(HttpSettings(drain_pause_s=20)) as (server, url), RawConnection(url) as idle:
         idle.request("GET", "/")
         idle.answer()
-        loop = server.servers[0].get_loop()
-        loop.call_soon_threadsafe(server.retire)
+        call(server, server.retire)
         idle.request("GET", "/")
         assert (idle.answer().header("connection"), server._lifecycle.draining) == ("close", False)
         wait_until(lambda: not is_open(url))
@@ -125,7 +140,7 @@ def is_open(url: str) -> bool:
 
 def test_a_second_signal_ends_the_server_at_once() -> None:
     async def signalled() -> Server:
-        server = Server(app, HttpSettings(drain_pause_s=20), Lifecycle())
+        server = make_server(HttpSettings(drain_pause_s=20))
         server.handle_exit(15, None)
         assert not server.should_exit
         server.handle_exit(15, None)

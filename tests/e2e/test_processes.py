@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import psutil
 import pytest
 
 from inference.cores import usable_cores
 from support.held import API, ENGINE, Held
+from support.raw_http import RawConnection
 from support.service import Service
 
 MAX_WORKER_BYTES = 150 * 1024 * 1024
@@ -27,6 +29,38 @@ def test_no_api_worker_has_torch_mapped_and_each_is_small(service: Service, phot
     # The check can fail: the engine has it.
     (engine,) = service.children(ENGINE)
     assert [mapped.path for mapped in engine.memory_maps() if "torch" in mapped.path]
+
+
+def test_clients_that_come_at_once_and_stay_are_spread_over_the_workers(service: Service) -> None:
+    with served_connections(service, 48) as taken:
+        few, many = sorted(taken.values())
+        assert few + many == 48
+        assert many - few <= 4  # a sixteenth, and whoever else was here a moment ago
+
+
+def test_a_worker_that_stands_still_keeps_nobody_waiting(service: Service) -> None:
+    halted, other = service.children(API)
+    halted.suspend()
+    try:
+        with served_connections(service, 48) as taken:
+            assert taken == {halted.pid: 0, other.pid: 48}
+    finally:
+        halted.resume()
+
+
+@contextlib.contextmanager
+def served_connections(service: Service, count: int) -> Iterator[dict[int, int]]:
+    """So many connections, opened at once and answered on; how many of them each worker has."""
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(RawConnection(service.url)) for _ in range(count)]
+        for connection in connections:
+            connection.request("GET", "/livez")
+        assert {connection.answer().status for connection in connections} == {200}
+        ports = {connection.socket.getsockname()[1] for connection in connections}
+        yield {
+            worker.pid: sum(bool(taken.raddr) and taken.raddr.port in ports for taken in worker.net_connections())
+            for worker in service.children(API)
+        }
 
 
 def test_it_is_alive_before_it_is_ready_and_says_what_it_is_doing(start_service: Callable[..., Service]) -> None:

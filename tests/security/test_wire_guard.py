@@ -25,7 +25,7 @@ import uvloop
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from security import wire_guard
+from security import wire_guard, wire_protocol
 from security.errors import SecurityError
 from security.wire_exchange import MAX_DISCARDED_BYTES
 from security.wire_guard import Answer, WireGuard, WireLimits
@@ -93,8 +93,8 @@ class Guarded:
     """A running server."""
 
     def __init__(self, limits: WireLimits = LIMITS, **options: Any) -> None:  # noqa: ANN401 # uvicorn's own
-        self.app, self.refused = App(), list[str]()
-        guard = WireGuard(limits, self._render, self.refused.append)
+        self.app, self.refused, self.changes = App(), list[str](), list[int]()
+        guard = WireGuard(limits, self._render, self.refused.append, self.changes.append)
         config = uvicorn.Config(
             self.app,
             http=guarded_protocol(guard),
@@ -174,6 +174,23 @@ def test_every_refusal_is_counted_by_its_code(guarded: Guarded) -> None:
             connection.closed_after_s()
         assert guarded.refused[-1] == code
     assert guarded.app.started == []
+
+
+def test_whatever_ends_or_idles_or_works_again_is_told_once(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire_protocol, "_IDLE_S", 0.2)
+    with guarded.connect() as idle, guarded.connect() as busy, guarded.connect() as leaving:
+        busy.request("POST", "/", "Content-Length: 1")
+        for connection in (idle, leaving):
+            connection.request("GET", "/")
+            connection.answer()
+        wait_for(lambda: sum(guarded.changes) == -2)
+        idle.request("POST", "/", "Content-Length: 1")
+        wait_for(lambda: sum(guarded.changes) == -1)
+        leaving.socket.close()
+        wait_for(lambda: guarded.connections() == 2)
+        assert sum(guarded.changes) == -1
+    wait_for(lambda: guarded.connections() == 0)
+    assert sum(guarded.changes) == -3
 
 
 def test_a_connection_that_has_served_may_idle_longer_than_a_new_one(guarded: Guarded) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from api.limit_memory import make_limit_memory
+from api.worker_memory import make_limit_memory
 from security.limit_windows import PLACES
 
 
