@@ -13,13 +13,18 @@ from typing import Any, Final
 import structlog
 
 from api.connection_counts import ConnectionCounts
+from api.listener import BACKLOG
 
-_LOOK_EVERY_S: Final = 0.0005
-"""How soon a connection that was left to another worker is looked at again."""
+_LOOK_EVERY_S: Final = 0.001
+"""How soon a connection that was left to another worker is looked at again. uvloop rounds to milliseconds: with less we would spin."""
 _PATIENCE_S: Final = 0.01
 """How long a connection is left to a worker that does not come: it stands still, or has its hands full."""
+_ABSENCE_S: Final = 1.0
+"""For how long nothing is left to a worker that did not come."""
+_LEAD: Final = 2
+"""How many connections more than others, and a sixteenth, a worker may have and still take one. With less, workers whose clients come for a
+single request leave those to one another, and wait."""
 _TAKEN_AT_ONCE: Final = 64
-_BACKLOG: Final = 2048
 _RETRY_S: Final = 1.0
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -30,11 +35,11 @@ class Acceptor:
     """Takes connections for one worker, in turn with the others. Made in the event loop that serves them.
 
     An event loop's own server takes all that wait as soon as it is awake: of sixteen clients that came at once and kept their connections,
-    as reverse proxies do, four workers had nine, none, seven and none, for as long as the clients lived.
+    as reverse proxies do, four workers had 12, 2, 2 and none, for as long as the clients lived.
 
     Args:
         listener: the port's socket.
-        counts: how many connections each worker has.
+        counts: how many connections each worker has that are at work.
         worker: which of them this is.
         serve: serves a connection; returns once that is its protocol's. Whenever one ends, `count` must hear of it.
     """
@@ -53,20 +58,21 @@ class Acceptor:
         self._serve = serve
         self._connections = 0
         self._beginning: set[asyncio.Task[object]] = set()
-        self._no_shows: dict[int, int] = {}
-        """Workers that did not come when it was their turn, and how many they had: until they have another number they have no turn."""
+        self._absent_until_s: dict[int, float] = {}
+        """Workers that did not come when it was their turn, and until when they have none."""
         self._arrivals = select.poll()
         self._arrivals.register(listener, select.POLLIN)
         self._loop = asyncio.get_running_loop()
         self._next_look: asyncio.TimerHandle | None = None
-        self._is_open = True
-        self.count(0)
-        self._loop.add_reader(listener, self._take)
+        self._resume()
 
     def count(self, change: int) -> None:
-        """Say how many connections more, or less, there are than those that were taken."""
+        """Say that there are so many connections more or less, other than by taking them."""
         self._connections += change
-        if self._is_open:  # else another process may have our place already
+        self._publish()
+
+    def _publish(self) -> None:
+        if self._is_open:
             self._counts.set(self._worker, self._connections)
 
     async def close(self, timeout_s: float) -> None:
@@ -75,16 +81,13 @@ class Acceptor:
         Args:
             timeout_s: for TLS handshakes.
         """
-        if not self._is_open:
-            return
-        self._is_open = False
-        self._counts.close(self._worker)
+        self._withdraw()
         self._loop.remove_reader(self._listener)
         if self._next_look is not None:
             self._next_look.cancel()
         # The kernel resets what has connected but was never accepted: requests that their clients have sent in good faith.
         with contextlib.suppress(OSError):
-            for connection in self._waiting(_BACKLOG):
+            for connection in self._waiting(BACKLOG):
                 self._begin(connection)
         self._listener.close()
         if self._beginning:
@@ -94,9 +97,9 @@ class Acceptor:
 
     def _take(self) -> None:
         """Take what waits, as long as it is our turn. Called by the event loop whenever something waits."""
-        if self._whose_turn():
+        if others := self._whose_turn():
             if self._arrivals.poll(0):
-                self._pause(_LOOK_EVERY_S, self._look, self._loop.time() + _PATIENCE_S)
+                self._pause(_LOOK_EVERY_S, self._look, others, self._loop.time() + _PATIENCE_S)
             return
         try:
             for connection in self._waiting(_TAKEN_AT_ONCE):
@@ -105,16 +108,17 @@ class Acceptor:
                     return  # what waits still is looked at in the loop's next turn
         except OSError as error:
             _log.error("accept_failed", reason=error.strerror)
+            self._withdraw()
             self._pause(_RETRY_S, self._resume)
 
-    def _look(self, deadline_s: float) -> None:
-        """See whether somebody has come whose turn it was."""
-        others = self._whose_turn()
+    def _look(self, before: dict[int, int], deadline_s: float) -> None:
+        """See whether somebody has come whose turn it was: `before`, with their counts of then."""
+        others, now_s = self._whose_turn(), self._loop.time()
         if others and self._arrivals.poll(0):
-            if self._loop.time() < deadline_s:
-                self._pause(_LOOK_EVERY_S, self._look, deadline_s)
+            if now_s < deadline_s:
+                self._pause(_LOOK_EVERY_S, self._look, before, deadline_s)
                 return
-            self._no_shows = others
+            self._absent_until_s |= {worker: now_s + _ABSENCE_S for worker, count in others.items() if before.get(worker) == count}
         self._resume()
 
     def _pause(self, pause_s: float, then: Callable[..., None], *arguments: object) -> None:
@@ -122,13 +126,18 @@ class Acceptor:
         self._next_look = self._loop.call_later(pause_s, then, *arguments)
 
     def _resume(self) -> None:
+        self._is_open = True
+        self._publish()
         self._loop.add_reader(self._listener, self._take)
 
+    def _withdraw(self) -> None:
+        self._is_open = False  # and what ends now is not told: another process may have our place already
+        self._counts.close(self._worker)
+
     def _whose_turn(self) -> dict[int, int]:
-        """The other workers that have fewer connections, by more than a sixteenth, and how many; without those that did not come."""
-        counts = self._counts.open()
-        ours = counts.pop(self._worker, 0)
-        return {worker: count for worker, count in counts.items() if count < ours - ours // 16 and self._no_shows.get(worker) != count}
+        """The other workers that have clearly fewer connections, and how many; without those that just did not come."""
+        most, now_s, absent_until_s = self._connections * 15 // 16 - _LEAD, self._loop.time(), self._absent_until_s
+        return {worker: count for worker, count in self._counts.open().items() if count < most and now_s >= absent_until_s.get(worker, 0.0)}
 
     def _waiting(self, most: int) -> Iterator[socket.socket]:
         """Accept up to so many connections that wait.

@@ -1,4 +1,4 @@
-"""How many connections each API worker of a service has, in memory that they share."""
+"""How many connections at work each API worker of a service has, in memory that they share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ConnectionCounts:
 
     def set(self, worker: int, connections: int) -> None:
         """Say how many connections a worker has, and that it takes more."""
-        self._words[worker] = connections + 1
+        self._words[worker] = max(0, connections) + 1  # a number below none would be an exception where a connection ends
 
     def close(self, worker: int) -> None:
         """Say that a worker takes no more."""

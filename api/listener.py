@@ -10,7 +10,8 @@ from typing import Final
 from api.http_settings import HttpSettings
 from api.settings import ConfigurationError
 
-_BACKLOG: Final = 2048
+BACKLOG: Final = 2048
+"""How many connections the kernel keeps that no worker has taken yet."""
 
 
 def bind(http: HttpSettings, *, port_name: str = "LENSGATE_HTTP__PORT") -> socket.socket:
@@ -35,7 +36,7 @@ def bind(http: HttpSettings, *, port_name: str = "LENSGATE_HTTP__PORT") -> socke
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(http.host != "::"))
         listener.bind(address)
         # From now on callers wait in the backlog for the first worker, instead of being refused.
-        listener.listen(_BACKLOG)
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -72,6 +73,33 @@ def test_a_client_that_does_not_shake_hands_is_closed_when_its_time_for_a_head_i
     http = HttpSettings(header_timeout_s=1, tls_cert=tmp_path / "tls.pem", tls_key=tmp_path / "tls.pem")
     with running(http) as (_, url), RawConnection(url) as connection:
         assert connection.closed_after_s() < 5
+
+
+def test_connections_are_counted_until_they_end_however_they_do(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "tls.pem")
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    http = HttpSettings(header_timeout_s=1, tls_cert=tmp_path / "tls.pem", tls_key=tmp_path / "tls.pem")
+    with running(http) as (server, url), contextlib.ExitStack() as stack:
+
+        def connected() -> dict[int, int]:
+            return server._counts.open()
+
+        def connect() -> RawConnection:
+            return stack.enter_context(RawConnection(url))
+
+        wait_until(lambda: connected() == {0: 0})
+        with context.wrap_socket(connect().socket, server_hostname="127.0.0.1") as secured, connect(), connect() as cut:
+            secured.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert secured.recv(65_536).startswith(b"HTTP/1.1 200")
+            cut.send(bytes.fromhex("1603010200"))  # half a handshake
+            connect().send(b"GET / HTTP/1.1\r\n\r\n")
+            wait_until(lambda: connected() == {0: 3})
+            cut.socket.close()
+            wait_until(lambda: connected() == {0: 2})
+            wait_until(lambda: connected() == {0: 1})  # who did not shake hands in time
+        wait_until(lambda: connected() == {0: 0})
 
 
 def test_what_has_connected_when_the_port_closes_is_served() -> None:

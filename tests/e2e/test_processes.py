@@ -35,7 +35,7 @@ def test_clients_that_come_at_once_and_stay_are_spread_over_the_workers(service:
     with served_connections(service, 48) as taken:
         few, many = sorted(taken.values())
         assert few + many == 48
-        assert many - few <= 4  # a sixteenth, and whoever else was here a moment ago
+        assert many - few <= 8  # a few and a sixteenth, and whoever else was here a moment ago
 
 
 def test_a_worker_that_stands_still_keeps_nobody_waiting(service: Service) -> None:
