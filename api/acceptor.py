@@ -1,4 +1,4 @@
-"""Which API worker takes a connection from the port that they share: the one that has the fewest."""
+"""Which API worker takes a connection from the port that they share: one that has not clearly more than another."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from api.listener import BACKLOG
 _LOOK_EVERY_S: Final = 0.001
 """How soon a connection that was left to another worker is looked at again. uvloop rounds to milliseconds: with less we would spin."""
 _PATIENCE_S: Final = 0.01
-"""How long a connection is left to a worker that does not come: it stands still, or has its hands full."""
+"""How long connections are left to a worker whose number then is what it was: it stands still, or has its hands full."""
 _ABSENCE_S: Final = 1.0
-"""For how long nothing is left to a worker that did not come."""
+"""For how long nothing is left to a worker that did not come, unless its number changes."""
 _LEAD: Final = 2
-"""How many connections more than others, and a sixteenth, a worker may have and still take one. With less, workers whose clients come for a
-single request leave those to one another, and wait."""
+"""A worker takes a connection unless another has fewer by more than this and a sixteenth of its own, rounded up: while they have few they
+differ by four at most. With less, workers whose clients come for a single request leave those to one another, and wait."""
 _TAKEN_AT_ONCE: Final = 64
 _RETRY_S: Final = 1.0
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -58,8 +58,8 @@ class Acceptor:
         self._serve = serve
         self._connections = 0
         self._beginning: set[asyncio.Task[object]] = set()
-        self._absent_until_s: dict[int, float] = {}
-        """Workers that did not come when it was their turn, and until when they have none."""
+        self._absent: dict[int, tuple[int, float]] = {}
+        """Workers that did not come when it was their turn: they have none while they have that many connections, until then."""
         self._arrivals = select.poll()
         self._arrivals.register(listener, select.POLLIN)
         self._loop = asyncio.get_running_loop()
@@ -118,7 +118,7 @@ class Acceptor:
             if now_s < deadline_s:
                 self._pause(_LOOK_EVERY_S, self._look, before, deadline_s)
                 return
-            self._absent_until_s |= {worker: now_s + _ABSENCE_S for worker, count in others.items() if before.get(worker) == count}
+            self._absent |= {worker: (count, now_s + _ABSENCE_S) for worker, count in others.items() if before.get(worker) == count}
         self._resume()
 
     def _pause(self, pause_s: float, then: Callable[..., None], *arguments: object) -> None:
@@ -136,8 +136,12 @@ class Acceptor:
 
     def _whose_turn(self) -> dict[int, int]:
         """The other workers that have clearly fewer connections, and how many; without those that just did not come."""
-        most, now_s, absent_until_s = self._connections * 15 // 16 - _LEAD, self._loop.time(), self._absent_until_s
-        return {worker: count for worker, count in self._counts.open().items() if count < most and now_s >= absent_until_s.get(worker, 0.0)}
+        most = self._connections * 15 // 16 - _LEAD
+        return {worker: count for worker, count in self._counts.open().items() if count < most and not self._is_absent(worker, count)}
+
+    def _is_absent(self, worker: int, count: int) -> bool:
+        missed_at, until_s = self._absent.get(worker, (-1, 0.0))
+        return count == missed_at and self._loop.time() < until_s
 
     def _waiting(self, most: int) -> Iterator[socket.socket]:
         """Accept up to so many connections that wait.

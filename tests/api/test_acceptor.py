@@ -22,7 +22,7 @@ from api.connection_counts import ConnectionCounts
 from api.worker_memory import make_connection_memory
 
 WAIT_S = 10.0
-EVEN = 3
+EVEN = 4
 """By how many connections workers differ that have few of them."""
 
 
@@ -168,6 +168,21 @@ def test_one_that_did_not_come_has_its_turn_again_later(monkeypatch: pytest.Monk
             assert await one.spread(10) == [10, 0]
             await asyncio.sleep(0.3)
             one.start(1)
+            one.connect(10)
+            assert (await one.spread(20))[1] >= 10 - EVEN
+
+    run(scenario)
+
+
+def test_one_that_stood_still_for_a_moment_has_its_turn_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        monkeypatch.setattr(acceptor, "_ABSENCE_S", 2 * WAIT_S)
+        async with port(2) as one:
+            one.start(0)
+            one.counts.set(1, 1)
+            one.connect(10)
+            assert await one.spread(10) == [10, 0]
+            one.start(1)  # with none
             one.connect(10)
             assert (await one.spread(20))[1] >= 10 - EVEN
 

@@ -80,7 +80,7 @@ def test_connections_are_counted_until_they_end_however_they_do(tmp_path: Path) 
     authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "tls.pem")
     context = ssl.create_default_context()
     authority.configure_trust(context)
-    http = HttpSettings(header_timeout_s=1, tls_cert=tmp_path / "tls.pem", tls_key=tmp_path / "tls.pem")
+    http = HttpSettings(header_timeout_s=3, tls_cert=tmp_path / "tls.pem", tls_key=tmp_path / "tls.pem")
     with running(http) as (server, url), contextlib.ExitStack() as stack:
 
         def connected() -> dict[int, int]:
