@@ -71,10 +71,6 @@ class Acceptor:
         self._connections += change
         self._publish()
 
-    def _publish(self) -> None:
-        if self._is_open:
-            self._counts.set(self._worker, self._connections)
-
     async def close(self, timeout_s: float) -> None:
         """Take what has connected already, and close the port.
 
@@ -129,6 +125,10 @@ class Acceptor:
         self._is_open = True
         self._publish()
         self._loop.add_reader(self._listener, self._take)
+
+    def _publish(self) -> None:
+        if self._is_open:
+            self._counts.set(self._worker, self._connections)
 
     def _withdraw(self) -> None:
         self._is_open = False  # and what ends now is not told: another process may have our place already

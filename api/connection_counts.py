@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import mmap
+from typing import Final
 
-_WORD_BYTES = 8
+_WORD_BYTES: Final = 8
 
 
 def counts_bytes(workers: int) -> int:

@@ -18,8 +18,7 @@ from structlog.testing import capture_logs
 
 from api import acceptor
 from api.acceptor import Acceptor
-from api.connection_counts import ConnectionCounts
-from api.worker_memory import make_connection_memory
+from support.connection_counts import connection_counts
 
 WAIT_S = 10.0
 EVEN = 4
@@ -30,9 +29,7 @@ class Port:
     """A port, its workers, and their clients. A worker that is not `started` takes nothing."""
 
     def __init__(self, workers: int) -> None:
-        file = make_connection_memory(workers)
-        self.counts = ConnectionCounts(file)
-        os.close(file)
+        self.counts = connection_counts(workers)
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=1000)
         self.taken: list[list[socket.socket]] = [[] for _ in range(workers)]
         self.acceptors: dict[int, Acceptor] = {}
@@ -67,6 +64,13 @@ class Port:
                 self.changed.clear()
                 await self.changed.wait()
         return [len(connections) for connections in self.taken]
+
+    async def miss(self, count: int) -> None:
+        """The second of two workers has so many connections and is halted: the first waits for it, and then takes ten by itself."""
+        self.start(0)
+        self.counts.set(1, count)
+        self.connect(10)
+        assert await self.spread(10) == [10, 0]
 
     async def aclose(self) -> None:
         for worker in list(self.acceptors):
@@ -162,10 +166,7 @@ def test_one_that_did_not_come_has_its_turn_again_later(monkeypatch: pytest.Monk
     async def scenario() -> None:
         monkeypatch.setattr(acceptor, "_ABSENCE_S", 0.2)
         async with port(2) as one:
-            one.start(0)
-            one.counts.set(1, 0)
-            one.connect(10)
-            assert await one.spread(10) == [10, 0]
+            await one.miss(0)
             await asyncio.sleep(0.3)
             one.start(1)
             one.connect(10)
@@ -178,10 +179,7 @@ def test_one_that_stood_still_for_a_moment_has_its_turn_again_at_once(monkeypatc
     async def scenario() -> None:
         monkeypatch.setattr(acceptor, "_ABSENCE_S", 2 * WAIT_S)
         async with port(2) as one:
-            one.start(0)
-            one.counts.set(1, 1)
-            one.connect(10)
-            assert await one.spread(10) == [10, 0]
+            await one.miss(1)
             one.start(1)  # with none
             one.connect(10)
             assert (await one.spread(20))[1] >= 10 - EVEN

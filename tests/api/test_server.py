@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import resource
 import signal
 import socket
@@ -20,11 +19,10 @@ import uvloop
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from api.connection_counts import ConnectionCounts
 from api.http_settings import HttpSettings
 from api.server import Server, allow_many_connections
 from api.services import Lifecycle
-from api.worker_memory import make_connection_memory
+from support.connection_counts import connection_counts
 from support.raw_http import RawConnection
 
 WAIT_S = 10.0
@@ -40,11 +38,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def make_server(http: HttpSettings) -> Server:
-    file = make_connection_memory(1)
-    try:
-        return Server(app, http, Lifecycle(), counts=ConnectionCounts(file), worker=0)
-    finally:
-        os.close(file)
+    return Server(app, http, Lifecycle(), counts=connection_counts(), worker=0)
 
 
 def call(server: Server, function: Callable[..., object], *arguments: object) -> None:
